@@ -1,0 +1,1 @@
+"""The gRPC service. Imports weakseg only; runs without torch."""

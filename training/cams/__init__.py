@@ -1,0 +1,1 @@
+"""CAM methods: one file is one method, found by its name."""

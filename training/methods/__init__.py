@@ -1,0 +1,1 @@
+"""Training methods: one file is one method, found by its name."""

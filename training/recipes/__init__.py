@@ -1,0 +1,1 @@
+"""Recipes: one file is one experiment; `weakseg run NAME` runs it."""

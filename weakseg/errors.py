@@ -1,0 +1,139 @@
+"""Every error that weakseg raises on purpose.
+
+    WeaksegError
+    ├── UsageError              arguments or configuration are wrong (exit code 2)
+    │   └── ConfigError         a recipe or flag: unknown key, wrong type, impossible value
+    ├── DataError               what the user brought cannot be used
+    │   ├── ImageError          IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, UNSUPPORTED_FORMAT
+    │   ├── DatasetError        a folder, list or label file: missing, empty, contradictory
+    │   ├── UnknownClassError   a tag, class name or mask value outside the class table
+    │   └── SealedTruthError    code that may not see true masks tried to
+    ├── WeightsError            a weights file does not fit the model
+    ├── TrainingError           training cannot go on (non-finite loss)
+    ├── ParityError             an exported graph does not compute what torch computes
+    ├── BundleError             a model bundle is missing, damaged or refused
+    ├── PartialError            part of the work was done (exit code 3)
+    └── ServiceError            a request that cannot be answered, see serve/interceptors.py for the status codes
+        ├── InvalidRequestError     INVALID_REQUEST
+        ├── ModelNotFoundError      MODEL_NOT_FOUND
+        ├── ModelLoadingError       MODEL_LOADING
+        ├── ModelFailedError        MODEL_FAILED
+        ├── OutputUnsupportedError  OUTPUT_UNSUPPORTED
+        ├── QueueFullError          QUEUE_FULL
+        ├── DeadlineTooShortError   DEADLINE_TOO_SHORT
+        ├── DrainingError           DRAINING
+        └── ResponseTooLargeError   RESPONSE_TOO_LARGE
+
+A message says what was expected, what came, and what to do. `reason` is the stable machine name of it.
+"""
+
+from __future__ import annotations
+
+
+class WeaksegError(Exception):
+    """Root of the tree; catch this to catch everything that weakseg reports."""
+
+    reason: str = "INTERNAL"
+    exit_code: int = 1
+
+
+class UsageError(WeaksegError):
+    reason = "USAGE"
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    reason = "CONFIG"
+
+
+class DataError(WeaksegError):
+    reason = "DATA"
+
+
+class ImageError(DataError):
+    """An image that cannot be read; `reason` says in which way."""
+
+    reason = "IMAGE_UNDECODABLE"
+
+    def __init__(self, message: str, reason: str = "IMAGE_UNDECODABLE") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DatasetError(DataError):
+    reason = "DATASET"
+
+
+class UnknownClassError(DataError):
+    reason = "UNKNOWN_CLASS"
+
+
+class SealedTruthError(DataError):
+    reason = "SEALED_TRUTH"
+
+
+class WeightsError(WeaksegError):
+    reason = "WEIGHTS"
+
+
+class TrainingError(WeaksegError):
+    reason = "TRAINING"
+
+
+class ParityError(WeaksegError):
+    reason = "PARITY"
+
+
+class BundleError(WeaksegError):
+    reason = "BUNDLE"
+
+
+class PartialError(WeaksegError):
+    reason = "PARTIAL"
+    exit_code = 3
+
+
+class ServiceError(WeaksegError):
+    reason = "SERVICE"
+
+
+class InvalidRequestError(ServiceError):
+    """`field` is the path of the offending request field, as in `outputs[0].class_ids`."""
+
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ModelNotFoundError(ServiceError):
+    reason = "MODEL_NOT_FOUND"
+
+
+class ModelLoadingError(ServiceError):
+    reason = "MODEL_LOADING"
+
+
+class ModelFailedError(ServiceError):
+    reason = "MODEL_FAILED"
+
+
+class OutputUnsupportedError(ServiceError):
+    reason = "OUTPUT_UNSUPPORTED"
+
+
+class QueueFullError(ServiceError):
+    reason = "QUEUE_FULL"
+
+
+class DeadlineTooShortError(ServiceError):
+    reason = "DEADLINE_TOO_SHORT"
+
+
+class DrainingError(ServiceError):
+    reason = "DRAINING"
+
+
+class ResponseTooLargeError(ServiceError):
+    reason = "RESPONSE_TOO_LARGE"

@@ -1,0 +1,1 @@
+"""Label maps to and from the formats of other tools."""

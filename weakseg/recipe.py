@@ -1,0 +1,155 @@
+"""What a run is told: frozen dataclasses, one per stage. Recipes (training/recipes/*.py) fill them in.
+
+Any field can be overridden on the command line as `--section.key value`; an unknown key or another type is an error.
+No torch here: the report, the run orchestrator and `--help` read recipes without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images and their image-level labels are."""
+
+    root: str = "data/synthetic"  # folder of the dataset; for csv, the .csv file
+    format: Literal["voc", "csv", "folder"] = "voc"
+    train: str = "train"  # split names: ImageSets/Segmentation/<name>.txt for voc; ignored by csv and folder
+    val: str = "val"
+    tune: str | None = None  # ids that the rule `validation_split` may read masks of
+    tags: Literal["auto", "labels.json", "imagesets", "xml"] = "auto"  # voc: where tags come from
+    tags_key: str = "labels"  # voc + labels.json: the key of an image's list of class names
+    masks: str | None = None  # folder of true masks (sealed); None = <root>/SegmentationClass for voc, none otherwise
+    scored_classes: tuple[str, ...] | None = None  # headline classes; None = all. Truth of other classes is void
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The network under every head."""
+
+    name: Literal["mobilenet_v2", "resnet50", "resnet101"] = "mobilenet_v2"
+    weights: str | None = None  # "imagenet", a .pth or a .safetensors file; None = random
+    input_scale: Literal["imagenet", "inception"] = "imagenet"  # mean/std of the weights; inception: x / 127.5 - 1
+    output_stride: Literal[8, 16] = 16
+    freeze_stages: int = 2  # the first N of 5 stages get no gradient
+    freeze_bn: bool = True  # batch norm keeps its statistics and affine
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Budget, optimiser and augmentation of one training stage."""
+
+    epochs: int = 6
+    batch_size: int = 16
+    accumulate: int = 1  # batches per optimiser step
+    crop_px: int = 256  # random crop, padded with the mean colour
+    long_side_px: tuple[int, int] = (256, 384)  # the long side is drawn from this range, ends included
+    jitter: float = 0.3  # brightness, contrast and saturation; 0 = off
+    flip: bool = True
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    new_lr_scale: float = 10.0  # layers that did not come from the weights file
+    poly_power: float = 0.9
+    warmup_steps: int = 0
+    workers: int = 1  # processes that decode and augment; 0 = in the training process
+    checkpoint_every_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The classifier."""
+
+    method: str = "cam"  # a file of training/methods
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class CamConfig:
+    """Maps from the trained classifier."""
+
+    method: str = "cam"  # a file of training/cams
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    flip: bool = True
+    normalisation: Literal["max", "minmax"] = "max"
+
+
+@dataclass(frozen=True)
+class ThresholdConfig:
+    """How the background threshold t is chosen."""
+
+    rule: Literal["fixed", "otsu", "validation_split"] = "fixed"
+    value: float = 0.3  # for `fixed`; in (0, 1)
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Dense CRF; spatial widths in pixels of an image of `reference_px` long side, they scale with the image."""
+
+    iterations: int = 10
+    gaussian_sxy: float = 3.0
+    gaussian_weight: float = 3.0
+    bilateral_sxy: float = 50.0
+    bilateral_srgb: float = 5.0
+    bilateral_weight: float = 10.0
+    reference_px: int | None = None  # None = widths are taken as they are
+
+
+@dataclass(frozen=True)
+class PseudoLabelConfig:
+    """CAMs to pseudo-masks."""
+
+    threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
+    crf: CrfConfig | None = field(default_factory=CrfConfig)
+    band: float = 0.3  # IGNORE where backgrounds of threshold t * (1 - band) and t * (1 + band) disagree; 0 = no band
+
+
+@dataclass(frozen=True)
+class SegConfig:
+    """The segmentation network."""
+
+    supervision: Literal["weak", "full"] = "weak"  # full = true masks: the upper bound
+    start: Literal["classifier", "weights"] = "classifier"  # where the backbone's weights come from
+    balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scoring; the only stage but `validation_split` and full supervision that opens true masks."""
+
+    splits: tuple[str, ...] = ("train", "val")
+    seg_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
+    seg_flip: bool = True
+    boundary_px: int = 3  # tolerance of the boundary F-score
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The bundle."""
+
+    name: str = "weakseg"
+    version: str = "1"
+    max_side: int = 1024
+    data_licence: str = "unknown"
+    weights_licence: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment, from labels to bundle."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cam: CamConfig = field(default_factory=CamConfig)
+    pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    train_seg: SegConfig = field(default_factory=SegConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    seed: int = 0
+    upper_bound: bool = False  # also train the fully supervised twin of the segmentation network

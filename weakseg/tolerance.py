@@ -1,0 +1,33 @@
+"""The one table of numerical tolerances between two ways of computing the same thing.
+
+Used by the export gate, the tests and the demo; a figure of this kind stands nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a runtime may be from torch.
+
+    raw_cam_rtol: on unnormalised CAMs, relative to the largest value of the map.
+    cam01_atol: on CAMs in [0, 1], for classes whose raw maximum is above `cam_floor`.
+    label_agreement: least share of equal pixels in label maps.
+    miou_points: largest loss of mIoU in points, where labels are allowed to differ; None = not judged.
+    """
+
+    raw_cam_rtol: float
+    cam01_atol: float
+    label_agreement: float
+    miou_points: float | None = None
+
+
+CAM_FLOOR = 1e-2  # a map that never exceeds this is noise; its normalised form is not compared
+
+FP32 = Tolerance(raw_cam_rtol=1e-4, cam01_atol=1e-4, label_agreement=0.999)
+FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995)
+INT8 = Tolerance(raw_cam_rtol=float("inf"), cam01_atol=float("inf"), label_agreement=0.0, miou_points=1.0)
+
+BATCH_ATOL = 1e-5  # same image alone or in a batch
