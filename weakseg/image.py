@@ -1,0 +1,183 @@
+"""Image files to (H, W, 3) uint8 RGB, upright. The header is checked before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from weakseg.errors import ImageError
+from weakseg.image_header import (
+    PNG_SIGNATURE,
+    ImageHeader,
+    jpeg_segments,
+    parse_header,
+    png_chunks,
+    sniff,
+)
+
+SERVICE_FORMATS = ("JPEG", "PNG", "WEBP")
+FILE_FORMATS = (*SERVICE_FORMATS, "BMP", "GIF", "TIFF")  # first frame of GIF and TIFF
+MAX_PIXELS = 100_000_000  # 300 MB decoded
+
+# The classes, not Image.open: that one warns or raises at a pixel limit of its own, which is a global of the process.
+_OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+_PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+
+
+def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS) -> ImageHeader:
+    """Format, size and orientation without decoding.
+
+    Raises:
+        ImageError: UNSUPPORTED_FORMAT (not one of `formats`) or IMAGE_UNDECODABLE (the header is damaged).
+    """
+    file_format = sniff(data)
+    if file_format is None or file_format not in formats:
+        got = file_format or ("an empty file" if not data else "an unknown file type")
+        raise ImageError(
+            f"expected {', '.join(formats)}, got {got}: convert the image first",
+            "UNSUPPORTED_FORMAT",
+        )
+    if file_format in SERVICE_FORMATS:
+        return parse_header(data, file_format)
+    width, height = _open(data, file_format).size
+    return ImageHeader(
+        width, height, file_format
+    )  # a TIFF is turned by Pillow itself; BMP and GIF have no orientation
+
+
+def read_image(
+    source: str | Path | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = FILE_FORMATS,
+) -> NDArray[np.uint8]:
+    """Decode one image.
+
+    Transparency is laid over white, 16-bit samples keep their high byte, CMYK is converted without a profile, colour
+    profiles are ignored. A truncated file is an error, never half a picture.
+
+    Args:
+        source: a path, or the bytes of the file.
+        max_pixels: width x height above which nothing is decoded.
+        formats: subset of FILE_FORMATS; the service passes SERVICE_FORMATS.
+    Returns:
+        (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
+    Raises:
+        ImageError: IMAGE_TOO_LARGE, UNSUPPORTED_FORMAT or IMAGE_UNDECODABLE; the message names the file.
+    """
+    if isinstance(source, bytes):
+        return _decode(source, max_pixels, formats)
+    try:
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f"{source}: expected an image file, got: {error.strerror or error}"
+        ) from error
+    try:
+        return _decode(data, max_pixels, formats)
+    except ImageError as error:
+        raise ImageError(f"{source}: {error}", error.reason) from error
+
+
+def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn and mirror (H, W, ...) so that an EXIF orientation of 1 to 8 becomes 1; a view."""
+    swapped = image.swapaxes(0, 1)
+    turned = {
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: swapped,
+        6: swapped[:, ::-1],
+        7: swapped[::-1, ::-1],
+        8: swapped[::-1],
+    }
+    return turned.get(orientation, image)
+
+
+def _decode(
+    data: bytes, max_pixels: int, formats: Collection[str]
+) -> NDArray[np.uint8]:
+    header = probe(data, formats=formats)
+    if header.n_pixels > max_pixels:
+        raise ImageError(
+            f"expected at most {max_pixels} pixels, got {header.width}x{header.height}: scale the image down",
+            "IMAGE_TOO_LARGE",
+        )
+    image = _open(_pixel_data(data, header.format), header.format)
+    if image.size != (header.width, header.height):
+        raise ImageError(
+            f"the header says {header.width}x{header.height}, the decoder {image.size}: the file is damaged"
+        )
+    try:
+        image.load()
+        rgb = _rgb_from_pillow(image)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
+        raise ImageError(
+            f"expected a whole {header.format} image, got damaged or truncated data: {error}"
+        ) from error
+    return np.array(upright(rgb, header.orientation), order="C")
+
+
+def _open(data: bytes, file_format: str) -> Image.Image:
+    try:
+        return _OPENERS[file_format](io.BytesIO(data))
+    except Exception as error:  # as in _decode
+        raise ImageError(
+            f"expected a whole {file_format} image, got a damaged header: {error}"
+        ) from error
+
+
+def _pixel_data(data: bytes, file_format: str) -> bytes:
+    """The file without its metadata: damaged EXIF, text bombs and animation marks then cannot warn or fail."""
+    if file_format == "JPEG":
+        cuts = [
+            (start, end) for marker, start, end in jpeg_segments(data) if marker == 0xE1
+        ]
+        for start, end in reversed(cuts):
+            data = data[:start] + data[end:]
+    elif file_format == "PNG":
+        kept = [
+            data[start:end]
+            for kind, start, end in png_chunks(data)
+            if kind in _PNG_PIXEL_CHUNKS
+        ]
+        data = PNG_SIGNATURE + b"".join(kept)
+    return data
+
+
+def _rgb_from_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"expected 8 or 16 bits a sample, got Pillow mode {image.mode}",
+            "UNSUPPORTED_FORMAT",
+        )
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        colour, alpha = rgba[..., :3], rgba[..., 3:]
+        return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.asarray(image.convert("RGB"))

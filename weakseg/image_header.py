@@ -1,0 +1,206 @@
+"""Format, size and orientation of an image file from its first structures, without decoding a pixel.
+
+Written out by hand for the three formats that the service takes, because a decoder that is merely *opened* may already
+allocate the canvas that the header announces.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from weakseg.errors import ImageError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EXIF_PREFIX = b"Exif\x00\x00"
+_ORIENTATION_TAG = 0x0112
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # SOFn markers; the three others are DHT, JPG, DAC
+_JPEG_BARE = frozenset(
+    {0x01, *range(0xD0, 0xD9)}
+)  # TEM, RSTn, SOI: markers without a length
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says about itself.
+
+    width, height: pixels as stored, before the orientation is applied.
+    format: JPEG, PNG, WEBP, BMP, GIF or TIFF.
+    orientation: EXIF orientation, 1 to 8; 1 = upright.
+    """
+
+    width: int
+    height: int
+    format: str
+    orientation: int = 1
+
+    @property
+    def n_pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def oriented_size(self) -> tuple[int, int]:
+        """(H, W) of the decoded image."""
+        return (
+            (self.width, self.height)
+            if self.orientation >= 5
+            else (self.height, self.width)
+        )
+
+
+def sniff(data: bytes) -> str | None:
+    """The format that the leading bytes announce; None = none that is known here."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    signatures = {
+        "JPEG": (b"\xff\xd8\xff",),
+        "PNG": (PNG_SIGNATURE,),
+        "GIF": (b"GIF87a", b"GIF89a"),
+        "TIFF": (b"II*\x00", b"MM\x00*"),
+        "BMP": (b"BM",),
+    }
+    return next(
+        (name for name, starts in signatures.items() if data.startswith(starts)), None
+    )
+
+
+def parse_header(data: bytes, file_format: str) -> ImageHeader:
+    """Header of JPEG, PNG or WEBP bytes.
+
+    Raises:
+        ImageError: IMAGE_UNDECODABLE, cut off before the size or a size of zero.
+    """
+    parsers: dict[str, Callable[[bytes], tuple[int, int, bytes]]] = {
+        "JPEG": _jpeg,
+        "PNG": _png,
+        "WEBP": _webp,
+    }
+    try:
+        width, height, exif = parsers[file_format](data)
+    except (struct.error, IndexError) as error:
+        raise ImageError(
+            f"expected a whole {file_format} file, got {len(data)} bytes that end in its header"
+        ) from error
+    if width < 1 or height < 1:
+        raise ImageError(
+            f"expected at least 1x1 pixels, got a {file_format} header that says {width}x{height}"
+        )
+    return ImageHeader(width, height, file_format, orientation_from_exif(exif))
+
+
+def orientation_from_exif(exif: bytes) -> int:
+    """EXIF orientation of a TIFF block (with or without its `Exif` prefix); 1 where absent or damaged."""
+    exif = exif.removeprefix(_EXIF_PREFIX)
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", exif, 4)
+        (n_entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for i in range(n_entries):
+            tag, kind, count, value = struct.unpack_from(
+                f"{order}HHIH", exif, start + 2 + 12 * i
+            )
+            if tag == _ORIENTATION_TAG and kind == 3 and count == 1:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of each segment between SOI and the pixel data; start is at the 0xFF byte."""
+    at = 2
+    while True:
+        start = at
+        if data[at] != 0xFF:
+            raise ImageError(
+                f"expected a JPEG marker at byte {at}, got 0x{data[at]:02x}: the file is damaged"
+            )
+        while data[at] == 0xFF:  # any number of fill bytes may stand before a marker
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker in _JPEG_BARE:
+            continue
+        if marker in (0xDA, 0xD9):  # pixel data, end of image
+            return
+        (length,) = struct.unpack_from(">H", data, at)
+        at += max(length, 2)
+        yield marker, start, at
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of each whole chunk, length and checksum included; stops where the file does."""
+    at = len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+def _jpeg(data: bytes) -> tuple[int, int, bytes]:
+    size, exif = (0, 0), b""
+    for marker, start, end in jpeg_segments(data):
+        body = data.index(bytes([marker]), start) + 3  # after marker and length
+        if marker in _JPEG_SIZES and size == (0, 0):
+            height, width = struct.unpack_from(">HH", data, body + 1)
+            size = (width, height)
+        elif marker == 0xE1 and not exif and data.startswith(_EXIF_PREFIX, body):
+            exif = data[body:end]
+    if size == (0, 0):
+        raise ImageError(
+            "expected a JPEG frame header before the pixel data, got none: the file is damaged"
+        )
+    return *size, exif
+
+
+def _png(data: bytes) -> tuple[int, int, bytes]:
+    if data[12:16] != b"IHDR":
+        raise ImageError("expected IHDR as the first PNG chunk: the file is damaged")
+    width, height = struct.unpack_from(">II", data, 16)
+    exif = next(
+        (
+            data[start + 8 : end - 4]
+            for kind, start, end in png_chunks(data)
+            if kind == b"eXIf"
+        ),
+        b"",
+    )
+    return width, height, exif
+
+
+def _webp(data: bytes) -> tuple[int, int, bytes]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width = 1 + int.from_bytes(data[24:27], "little")
+        height = 1 + int.from_bytes(data[27:30], "little")
+        struct.unpack_from("<B", data, 29)  # too short a file must not pass for 1x1
+        return width, height, _webp_exif(data)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), b""
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF, b""
+    raise ImageError(
+        f"expected a VP8, VP8L or VP8X chunk in WEBP, got {kind!r}: the file is damaged"
+    )
+
+
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    while at + 8 <= len(data):
+        kind, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
+        if kind == b"EXIF":
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + (length & 1)
+    return b""
