@@ -1,0 +1,1 @@
+"""Stubs generated from proto/weakseg/v1 by proto/generate.sh; never edited."""
