@@ -1,0 +1,67 @@
+"""Logits of the segmentation network to a label map. Channel = mask value, so channel 0 is background."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from weakseg.cam import upsample, upsample_one
+from weakseg.classes import mask_dtype
+from weakseg.errors import DataError
+
+
+def labels_from_logits(
+    logits: NDArray[Any], height: int, width: int, in_height: int | None = None, in_width: int | None = None
+) -> NDArray[Any]:
+    """Argmax of the bilinearly upsampled logits; of equal channels the lowest wins.
+
+    Args:
+        logits: (C + 1, ceil(in_height / 4), ceil(in_width / 4)) float.
+        height, width, in_height, in_width: as in `weakseg.cam.upsample`.
+    Returns:
+        (height, width) in `mask_dtype(C)`. Holds two planes of that size at a time, not C + 1.
+    Raises:
+        DataError: another shape, or logits that are not finite.
+    """
+    logits = _logits(logits)
+    in_height, in_width = in_height or height, in_width or width
+    channels = _contenders(logits)
+    best = upsample(logits[channels[:1]], height, width, in_height, in_width)[0]
+    labels = np.full((height, width), channels[0], dtype=mask_dtype(len(logits) - 1))
+    for channel in channels[1:]:
+        value = upsample_one(logits[channel], height, width, in_height, in_width)
+        np.copyto(labels, channel, where=value > best)
+        np.maximum(best, value, out=best)
+    return labels
+
+
+def confidence(logits: NDArray[Any]) -> float:
+    """Mean softmax probability of each cell's winning channel, from logits (C + 1, h, w); in (0, 1]."""
+    logits = _logits(logits)
+    # exp(l - max) is 1 for the winner, so its probability is one over the sum.
+    return float((1 / np.exp(logits - logits.max(axis=0)).sum(axis=0)).mean())
+
+
+def _contenders(logits: NDArray[np.float32]) -> list[int]:
+    """Channels that may win somewhere; most of many classes cannot, and are not worth upsampling.
+
+    An upsampled value mixes cells of one 3 x 3 neighbourhood: it is at most the channel's maximum there, and the
+    winner's is at least the largest of all channels' minima there.
+    """
+    window = np.ones((3, 3), dtype=np.uint8)
+    floor = np.full(logits.shape[1:], -np.inf, dtype=np.float32)
+    for plane in logits:
+        np.maximum(floor, cv2.erode(plane, window), out=floor)
+    return [c for c, plane in enumerate(logits) if (cv2.dilate(plane, window) >= floor).any()]
+
+
+def _logits(logits: NDArray[Any]) -> NDArray[np.float32]:
+    if logits.ndim != 3 or len(logits) < 2 or 0 in logits.shape:
+        raise DataError(f"logits must be (C + 1, h, w) with background first, got {logits.shape}: drop the batch axis")
+    logits = np.ascontiguousarray(logits, dtype=np.float32)
+    if not np.isfinite(logits).all():
+        raise DataError("logits must be finite, got NaN or infinity: the network or its input is damaged")
+    return logits
