@@ -1,0 +1,78 @@
+"""CAMs to label maps that a segmentation network can learn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weakseg import crf
+from weakseg.cam import alpha_from_threshold, background_from_alpha, labels_from_cam, mask_values
+from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16, mask_dtype
+from weakseg.errors import ConfigError, DataError
+from weakseg.recipe import CrfConfig, PseudoLabelConfig
+
+MAX_THRESHOLD = 0.99  # an upper edge of the band beyond this would have no background left to compare
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """labels: (H, W) label map with IGNORE; band: the two thresholds whose label maps were compared."""
+
+    labels: NDArray[Any]
+    band: tuple[float, float]
+
+
+def pseudo_mask(
+    image: NDArray[np.uint8],
+    cam01: NDArray[np.float32],
+    classes: NDArray[Any],
+    n_classes: int,
+    t: float,
+    config: PseudoLabelConfig,
+) -> PseudoMask:
+    """Label map that is IGNORE where it depends on the threshold.
+
+    Two label maps, of thresholds t (1 - band) and t (1 + band); IGNORE where they disagree. Without a CRF these are
+    constant thresholds, with one each is the alpha of equal effect (`refined_labels`).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        cam01: (K, H, W) in [0, 1], maps of the image's tags.
+        classes: (K,) class indices; K = 0 gives a map that is all background.
+        t: threshold in (0, 1).
+    Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
+    """
+    if not 0 <= config.band < 1:
+        raise ConfigError(f"band must lie in [0, 1), got {config.band}: 0.3 is usual, 0 switches it off")
+    low, high = t * (1 - config.band), min(t * (1 + config.band), max(t, MAX_THRESHOLD))
+    labels = refined_labels(image, cam01, classes, n_classes, low, config.crf)
+    if low < high and len(cam01):
+        other = refined_labels(image, cam01, classes, n_classes, high, config.crf)
+        labels[labels != other] = IGNORE if labels.dtype == np.uint8 else IGNORE_U16
+    return PseudoMask(labels, (low, high))
+
+
+def refined_labels(
+    image: NDArray[np.uint8],
+    cam01: NDArray[np.float32],
+    classes: NDArray[Any],
+    n_classes: int,
+    t: float,
+    config: CrfConfig | None,
+) -> NDArray[Any]:
+    """Label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes, without IGNORE.
+
+    `config` None: no CRF, the constant threshold t. Arguments as in `pseudo_mask`.
+    """
+    if cam01.shape[1:] != image.shape[:2]:
+        raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
+    if config is None or not len(cam01):
+        return labels_from_cam(cam01, classes, t, n_classes)
+    background = background_from_alpha(cam01, alpha_from_threshold(t))
+    marginals = crf.refine(image, np.concatenate([background[None], cam01]), config)
+    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
+    labels: NDArray[Any] = values[marginals.argmax(axis=0)]
+    return labels
