@@ -8,25 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from weakseg.errors import ImageError
-from weakseg.image_header import (
-    PNG_SIGNATURE,
-    ImageHeader,
-    jpeg_segments,
-    parse_header,
-    png_chunks,
-    sniff,
-)
+from weakseg.image_header import PNG_SIGNATURE, ImageHeader, jpeg_segments, parse_header, png_chunks, sniff
 
 SERVICE_FORMATS = ("JPEG", "PNG", "WEBP")
 FILE_FORMATS = (*SERVICE_FORMATS, "BMP", "GIF", "TIFF")  # first frame of GIF and TIFF
@@ -53,23 +38,15 @@ def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS) -> ImageHeade
     file_format = sniff(data)
     if file_format is None or file_format not in formats:
         got = file_format or ("an empty file" if not data else "an unknown file type")
-        raise ImageError(
-            f"expected {', '.join(formats)}, got {got}: convert the image first",
-            "UNSUPPORTED_FORMAT",
-        )
+        raise ImageError(f"expected {', '.join(formats)}, got {got}: convert the image first", "UNSUPPORTED_FORMAT")
     if file_format in SERVICE_FORMATS:
         return parse_header(data, file_format)
     width, height = _open(data, file_format).size
-    return ImageHeader(
-        width, height, file_format
-    )  # a TIFF is turned by Pillow itself; BMP and GIF have no orientation
+    return ImageHeader(width, height, file_format)  # a TIFF is turned by Pillow itself; BMP and GIF have no orientation
 
 
 def read_image(
-    source: str | Path | bytes,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    formats: Collection[str] = FILE_FORMATS,
+    source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Collection[str] = FILE_FORMATS
 ) -> NDArray[np.uint8]:
     """Decode one image.
 
@@ -90,9 +67,7 @@ def read_image(
     try:
         data = Path(source).read_bytes()
     except OSError as error:
-        raise ImageError(
-            f"{source}: expected an image file, got: {error.strerror or error}"
-        ) from error
+        raise ImageError(f"{source}: expected an image file, got: {error.strerror or error}") from error
     try:
         return _decode(data, max_pixels, formats)
     except ImageError as error:
@@ -114,9 +89,7 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return turned.get(orientation, image)
 
 
-def _decode(
-    data: bytes, max_pixels: int, formats: Collection[str]
-) -> NDArray[np.uint8]:
+def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[np.uint8]:
     header = probe(data, formats=formats)
     if header.n_pixels > max_pixels:
         raise ImageError(
@@ -134,9 +107,7 @@ def _decode(
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
-        raise ImageError(
-            f"expected a whole {header.format} image, got damaged or truncated data: {error}"
-        ) from error
+        raise ImageError(f"expected a whole {header.format} image, got damaged or truncated data: {error}") from error
     return np.array(upright(rgb, header.orientation), order="C")
 
 
@@ -144,25 +115,17 @@ def _open(data: bytes, file_format: str) -> Image.Image:
     try:
         return _OPENERS[file_format](io.BytesIO(data))
     except Exception as error:  # as in _decode
-        raise ImageError(
-            f"expected a whole {file_format} image, got a damaged header: {error}"
-        ) from error
+        raise ImageError(f"expected a whole {file_format} image, got a damaged header: {error}") from error
 
 
 def _pixel_data(data: bytes, file_format: str) -> bytes:
     """The file without its metadata: damaged EXIF, text bombs and animation marks then cannot warn or fail."""
     if file_format == "JPEG":
-        cuts = [
-            (start, end) for marker, start, end in jpeg_segments(data) if marker == 0xE1
-        ]
+        cuts = [(start, end) for marker, start, end in jpeg_segments(data) if marker == 0xE1]
         for start, end in reversed(cuts):
             data = data[:start] + data[end:]
     elif file_format == "PNG":
-        kept = [
-            data[start:end]
-            for kind, start, end in png_chunks(data)
-            if kind in _PNG_PIXEL_CHUNKS
-        ]
+        kept = [data[start:end] for kind, start, end in png_chunks(data) if kind in _PNG_PIXEL_CHUNKS]
         data = PNG_SIGNATURE + b"".join(kept)
     return data
 
@@ -172,10 +135,7 @@ def _rgb_from_pillow(image: Image.Image) -> NDArray[np.uint8]:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ImageError(
-            f"expected 8 or 16 bits a sample, got Pillow mode {image.mode}",
-            "UNSUPPORTED_FORMAT",
-        )
+        raise ImageError(f"expected 8 or 16 bits a sample, got Pillow mode {image.mode}", "UNSUPPORTED_FORMAT")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
         colour, alpha = rgba[..., :3], rgba[..., 3:]

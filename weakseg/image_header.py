@@ -15,14 +15,8 @@ from weakseg.errors import ImageError
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_PREFIX = b"Exif\x00\x00"
 _ORIENTATION_TAG = 0x0112
-_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # SOFn markers; the three others are DHT, JPG, DAC
-_JPEG_BARE = frozenset(
-    {0x01, *range(0xD0, 0xD9)}
-)  # TEM, RSTn, SOI: markers without a length
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn markers; the three others are DHT, JPG, DAC
+_JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI: markers without a length
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,7 @@ class ImageHeader:
     @property
     def oriented_size(self) -> tuple[int, int]:
         """(H, W) of the decoded image."""
-        return (
-            (self.width, self.height)
-            if self.orientation >= 5
-            else (self.height, self.width)
-        )
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def sniff(data: bytes) -> str | None:
@@ -64,9 +54,7 @@ def sniff(data: bytes) -> str | None:
         "TIFF": (b"II*\x00", b"MM\x00*"),
         "BMP": (b"BM",),
     }
-    return next(
-        (name for name, starts in signatures.items() if data.startswith(starts)), None
-    )
+    return next((name for name, starts in signatures.items() if data.startswith(starts)), None)
 
 
 def parse_header(data: bytes, file_format: str) -> ImageHeader:
@@ -75,11 +63,7 @@ def parse_header(data: bytes, file_format: str) -> ImageHeader:
     Raises:
         ImageError: IMAGE_UNDECODABLE, cut off before the size or a size of zero.
     """
-    parsers: dict[str, Callable[[bytes], tuple[int, int, bytes]]] = {
-        "JPEG": _jpeg,
-        "PNG": _png,
-        "WEBP": _webp,
-    }
+    parsers: dict[str, Callable[[bytes], tuple[int, int, bytes]]] = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp}
     try:
         width, height, exif = parsers[file_format](data)
     except (struct.error, IndexError) as error:
@@ -87,9 +71,7 @@ def parse_header(data: bytes, file_format: str) -> ImageHeader:
             f"expected a whole {file_format} file, got {len(data)} bytes that end in its header"
         ) from error
     if width < 1 or height < 1:
-        raise ImageError(
-            f"expected at least 1x1 pixels, got a {file_format} header that says {width}x{height}"
-        )
+        raise ImageError(f"expected at least 1x1 pixels, got a {file_format} header that says {width}x{height}")
     return ImageHeader(width, height, file_format, orientation_from_exif(exif))
 
 
@@ -103,9 +85,7 @@ def orientation_from_exif(exif: bytes) -> int:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (n_entries,) = struct.unpack_from(f"{order}H", exif, start)
         for i in range(n_entries):
-            tag, kind, count, value = struct.unpack_from(
-                f"{order}HHIH", exif, start + 2 + 12 * i
-            )
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * i)
             if tag == _ORIENTATION_TAG and kind == 3 and count == 1:
                 return value if 1 <= value <= 8 else 1
     except struct.error:
@@ -119,9 +99,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     while True:
         start = at
         if data[at] != 0xFF:
-            raise ImageError(
-                f"expected a JPEG marker at byte {at}, got 0x{data[at]:02x}: the file is damaged"
-            )
+            raise ImageError(f"expected a JPEG marker at byte {at}, got 0x{data[at]:02x}: the file is damaged")
         while data[at] == 0xFF:  # any number of fill bytes may stand before a marker
             at += 1
         marker = data[at]
@@ -157,9 +135,7 @@ def _jpeg(data: bytes) -> tuple[int, int, bytes]:
         elif marker == 0xE1 and not exif and data.startswith(_EXIF_PREFIX, body):
             exif = data[body:end]
     if size == (0, 0):
-        raise ImageError(
-            "expected a JPEG frame header before the pixel data, got none: the file is damaged"
-        )
+        raise ImageError("expected a JPEG frame header before the pixel data, got none: the file is damaged")
     return *size, exif
 
 
@@ -167,14 +143,7 @@ def _png(data: bytes) -> tuple[int, int, bytes]:
     if data[12:16] != b"IHDR":
         raise ImageError("expected IHDR as the first PNG chunk: the file is damaged")
     width, height = struct.unpack_from(">II", data, 16)
-    exif = next(
-        (
-            data[start + 8 : end - 4]
-            for kind, start, end in png_chunks(data)
-            if kind == b"eXIf"
-        ),
-        b"",
-    )
+    exif = next((data[start + 8 : end - 4] for kind, start, end in png_chunks(data) if kind == b"eXIf"), b"")
     return width, height, exif
 
 
@@ -191,9 +160,7 @@ def _webp(data: bytes) -> tuple[int, int, bytes]:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF, b""
-    raise ImageError(
-        f"expected a VP8, VP8L or VP8X chunk in WEBP, got {kind!r}: the file is damaged"
-    )
+    raise ImageError(f"expected a VP8, VP8L or VP8X chunk in WEBP, got {kind!r}: the file is damaged")
 
 
 def _webp_exif(data: bytes) -> bytes:

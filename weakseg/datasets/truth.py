@@ -1,0 +1,211 @@
+"""True masks, sealed: only openers that are named here may see them, everything else raises SealedTruthError.
+
+Training from image-level labels must never look at a mask, not even by accident. Two guards see to it:
+
+- `open_truth` takes the name of its opener and checks that the calling module is the one this name belongs to.
+- `seal` (called by weakseg.datasets.read) puts the mask folder under a process-wide audit hook: reading a file below it by
+  any way that goes through Python's `open` (Pillow, numpy, pathlib, torch.load, ...) raises, whatever relative path or
+  symbolic link leads there. Forked workers inherit the hook, spawned ones find the folders in WEAKSEG_SEALED.
+
+It is a guard against mistakes, not against malice. Native readers (cv2.imread, torchvision.io.read_file) raise no audit
+event; a test keeps them out of the packages.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
+
+from weakseg.classes import ClassTable, ignore_value, mask_dtype
+from weakseg.datasets.formats import load
+from weakseg.errors import DatasetError, SealedTruthError, UnknownClassError
+from weakseg.recipe import DataConfig
+
+# opener -> modules that may use the name (each with its submodules)
+OPENERS: dict[str, tuple[str, ...]] = {
+    "scorer": ("training.evaluate",),
+    "validation_split": ("training.pseudo_label",),  # the masks of split `tune` only
+    "full_supervision": ("training.segment_data",),
+    "report": ("weakseg.report",),  # shows truth beside predictions, computes nothing from it
+    "data_check": ("weakseg.datasets.check",),
+}
+_ENVIRONMENT = "WEAKSEG_SEALED"  # sealed folders, one a line, for spawned workers
+
+_sealed: set[str] = set()  # real paths, each with a separator at its end
+_unlocked: ContextVar[bool] = ContextVar("weakseg_truth_unlocked", default=False)
+_hooked = False
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The masks of one split. Holding one is the permission; it pickles, so that workers can read masks.
+
+    ids: samples of the split; a mask of any other id raises.
+    """
+
+    folder: Path
+    classes: ClassTable
+    ids: tuple[str, ...]
+
+    def has(self, sample_id: str) -> bool:
+        """Whether there is a mask file for this id."""
+        return sample_id in self.ids and self._path(sample_id).is_file()
+
+    def mask(self, sample_id: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The label map of one sample, for its upright image.
+
+        Args:
+            size: (H, W) of the decoded image, where the caller knows it.
+        Returns:
+            (H, W) uint8, or uint16 above 254 classes: 0 = background, class index + 1, 255 (65535) = IGNORE.
+        Raises:
+            SealedTruthError: the id is not in this split.
+            DatasetError: no such file, not a label map, or another size than the image.
+            UnknownClassError: a value above the number of classes.
+        """
+        if sample_id not in self.ids:
+            raise SealedTruthError(f"expected an id of the opened split ({len(self.ids)} ids), got {sample_id!r}")
+        path = self._path(sample_id)
+        labels = label_map_from_png(_read_sealed(path), len(self.classes), path)
+        if size is not None and labels.shape != tuple(size):
+            raise DatasetError(
+                f"{path}: expected the size of its image, {size[1]}x{size[0]}, got {labels.shape[1]}x{labels.shape[0]}"
+            )
+        return labels
+
+    def _path(self, sample_id: str) -> Path:
+        return self.folder / f"{sample_id}.png"
+
+
+def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
+    """The masks of one split, for those who may see them.
+
+    Args:
+        split: for `validation_split` this must be `config.tune`.
+        opener: a name in OPENERS, used from one of its modules.
+    Raises:
+        SealedTruthError: unknown opener, a module that it does not belong to, or a split that it may not open.
+        DatasetError: the dataset has no masks.
+    """
+    _check_caller(opener, sys._getframe(1))
+    if opener == "validation_split" and split != config.tune:
+        raise SealedTruthError(f"validation_split may open the split data.tune = {config.tune!r} only, got {split!r}")
+    folder = masks_folder(config)
+    if folder is None or not folder.is_dir():
+        raise DatasetError(f"expected true masks in {folder or 'data.masks'}, got no such folder: set data.masks")
+    seal(config)
+    dataset = load(config, split)
+    return Truth(folder, dataset.classes, tuple(sample.id for sample in dataset))
+
+
+def has_truth(config: DataConfig) -> bool:
+    """Whether the dataset comes with true masks at all (some samples may still have none)."""
+    folder = masks_folder(config)
+    return folder is not None and folder.is_dir()
+
+
+def masks_folder(config: DataConfig) -> Path | None:
+    """Where the true masks are or would be: `config.masks`, else <root>/SegmentationClass for voc."""
+    if config.masks is not None:
+        return Path(config.masks)
+    return Path(config.root) / "SegmentationClass" if config.format == "voc" else None
+
+
+def seal(config: DataConfig) -> None:
+    """From now on reading a file in the mask folder by any other way than a Truth raises SealedTruthError."""
+    folder = masks_folder(config)
+    if folder is not None and folder.is_dir():
+        _seal_folder(os.path.realpath(folder))
+
+
+@contextmanager
+def trusted(opener: str, module: str) -> Iterator[None]:
+    """Let one more module use an opener's name inside the block: for tests and benchmarks that score something."""
+    before = OPENERS[opener]
+    OPENERS[opener] = (*before, module)
+    try:
+        yield
+    finally:
+        OPENERS[opener] = before
+
+
+def label_map_from_png(data: bytes, n_classes: int, where: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """(H, W) label map of palette or grey PNG bytes; values are checked against the number of classes."""
+    try:
+        with PngImageFile(io.BytesIO(data)) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:  # decoders raise whatever they met
+        raise DatasetError(f"{where}: expected a PNG label map, got a file that cannot be decoded: {error}") from error
+    dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(mask_dtype(n_classes))
+    if mode not in ("P", "L", "1") and not mode.startswith("I;16"):
+        raise DatasetError(f"{where}: expected palette or grey pixels that are class values, got {mode} pixels")
+    if (pixels.dtype.itemsize == 2) != (dtype.itemsize == 2):
+        raise DatasetError(f"{where}: expected {dtype} values for {n_classes} classes, got {pixels.dtype}")
+    labels = pixels.astype(np.uint8) if dtype.itemsize == 1 else pixels.astype(np.uint16)
+    unknown = np.unique(labels[(labels > n_classes) & (labels != ignore_value(labels))])
+    if unknown.size:
+        raise UnknownClassError(
+            f"{where}: expected values 0 to {n_classes} or {ignore_value(labels)}, got {', '.join(map(str, unknown[:5]))}"
+        )
+    return labels
+
+
+def _check_caller(opener: str, frame: FrameType) -> None:
+    if opener not in OPENERS:
+        raise SealedTruthError(f"expected an opener of true masks ({', '.join(OPENERS)}), got {opener!r}")
+    spec = frame.f_globals.get("__spec__")  # under `python -m`, __name__ is __main__ and this still has the name
+    caller = str(spec.name if spec is not None else frame.f_globals.get("__name__"))
+    if not any(caller == module or caller.startswith(f"{module}.") for module in OPENERS[opener]):
+        raise SealedTruthError(
+            f"expected {' or '.join(OPENERS[opener])} to open true masks as {opener!r}, got module {caller}: "
+            "training from image-level labels must not see them"
+        )
+
+
+def _read_sealed(path: Path) -> bytes:
+    token = _unlocked.set(True)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: expected a mask, got: {error.strerror or error}") from error
+    finally:
+        _unlocked.reset(token)
+
+
+def _seal_folder(real_path: str) -> None:
+    global _hooked
+    _sealed.add(os.path.join(real_path, ""))
+    os.environ[_ENVIRONMENT] = "\n".join(sorted(_sealed))
+    if not _hooked:
+        sys.addaudithook(_watch)
+        _hooked = True
+
+
+def _watch(event: str, args: tuple[Any, ...]) -> None:
+    """Audit hook: refuse to open a sealed file for reading. Runs at every audit event, so the common case is first."""
+    if event != "open" or not _sealed or _unlocked.get() or not isinstance(args[0], (str, bytes, os.PathLike)):
+        return
+    if args[2] & os.O_ACCMODE == os.O_WRONLY:
+        return
+    path = os.path.realpath(os.fsdecode(args[0]))
+    if any(path.startswith(folder) for folder in _sealed):
+        raise SealedTruthError(
+            f"{path} is a true mask: training from image-level labels must not see it. "
+            "Only weakseg.datasets.truth.open_truth reads masks"
+        )
+
+
+for _folder in filter(None, os.environ.get(_ENVIRONMENT, "").split("\n")):
+    _seal_folder(_folder)
