@@ -36,8 +36,8 @@ from weakseg.recipe import DataConfig
 # opener -> modules that may use the name (each with its submodules)
 OPENERS: dict[str, tuple[str, ...]] = {
     "scorer": ("training.evaluate",),
-    "validation_split": ("training.pseudo_label",),  # the masks of split `tune` only
-    "full_supervision": ("training.segment_data",),
+    "validation_split": ("training.pseudo_label",),  # ids of the list `config.tune` only
+    "full_supervision": ("training.train_segmentation",),
     "report": ("weakseg.report",),  # shows truth beside predictions, computes nothing from it
     "data_check": ("weakseg.datasets.check",),
 }
@@ -93,21 +93,25 @@ def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
     """The masks of one split, for those who may see them.
 
     Args:
-        split: for `validation_split` this must be `config.tune`.
+        split: whose ids are opened; `validation_split` gets those of them that are in the list `config.tune`.
         opener: a name in OPENERS, used from one of its modules.
     Raises:
-        SealedTruthError: unknown opener, a module that it does not belong to, or a split that it may not open.
+        SealedTruthError: unknown opener, a module that it does not belong to, or no tune list to open.
         DatasetError: the dataset has no masks.
     """
     _check_caller(opener, sys._getframe(1))
-    if opener == "validation_split" and split != config.tune:
-        raise SealedTruthError(f"validation_split may open the split data.tune = {config.tune!r} only, got {split!r}")
     folder = masks_folder(config)
     if folder is None or not folder.is_dir():
         raise DatasetError(f"expected true masks in {folder or 'data.masks'}, got no such folder: set data.masks")
     seal(config)
     dataset = load(config, split)
-    return Truth(folder, dataset.classes, tuple(sample.id for sample in dataset))
+    ids = [sample.id for sample in dataset]
+    if opener == "validation_split":
+        if config.tune is None:
+            raise SealedTruthError("validation_split may open the masks of data.tune only, got no such list: name one")
+        tune = {sample.id for sample in load(config, config.tune)}
+        ids = [sample_id for sample_id in ids if sample_id in tune]
+    return Truth(folder, dataset.classes, tuple(ids))
 
 
 def has_truth(config: DataConfig) -> bool:
@@ -197,7 +201,7 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
     """Audit hook: refuse to open a sealed file for reading. Runs at every audit event, so the common case is first."""
     if event != "open" or not _sealed or _unlocked.get() or not isinstance(args[0], (str, bytes, os.PathLike)):
         return
-    if args[2] & os.O_ACCMODE == os.O_WRONLY:
+    if args[2] & (os.O_WRONLY | os.O_RDWR) == os.O_WRONLY:
         return
     path = os.path.realpath(os.fsdecode(args[0]))
     if any(path.startswith(folder) for folder in _sealed):
