@@ -15,7 +15,7 @@ from weakseg.image_header import PNG_SIGNATURE, ImageHeader, jpeg_segments, pars
 
 SERVICE_FORMATS = ("JPEG", "PNG", "WEBP")
 FILE_FORMATS = (*SERVICE_FORMATS, "BMP", "GIF", "TIFF")  # first frame of GIF and TIFF
-MAX_PIXELS = 100_000_000  # 300 MB decoded
+MAX_PIXELS = 80_000_000  # 240 MB decoded; below Pillow's own limit, which its WEBP and TIFF readers check in any case
 
 # The classes, not Image.open: that one warns or raises at a pixel limit of its own, which is a global of the process.
 _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {

@@ -1,0 +1,270 @@
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from weakseg.errors import ImageError
+from weakseg.image import FILE_FORMATS, SERVICE_FORMATS, probe, read_image, upright
+from weakseg.image_header import orientation_from_exif
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def reason(data: bytes, **options: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_image(data, **options)  # type: ignore[arg-type]
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_pixels_that_were_saved(file_format: str) -> None:
+    image = read_image(encode(Image.fromarray(RGB), file_format))
+    assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
+    np.testing.assert_array_equal(image, RGB)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}])
+def test_jpeg_equals_pillow(options: dict[str, object]) -> None:
+    data = encode(Image.fromarray(RGB), "JPEG", **options)
+    np.testing.assert_array_equal(read_image(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}])
+def test_webp_equals_pillow(options: dict[str, object]) -> None:
+    data = encode(Image.fromarray(RGB), "WEBP", **options)
+    np.testing.assert_array_equal(read_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_probe_equals_pillow_without_decoding(file_format: str) -> None:
+    header = probe(encode(Image.fromarray(RGB), file_format))
+    assert (header.width, header.height, header.format, header.orientation) == (30, 20, file_format, 1)
+    assert header.oriented_size == (20, 30)
+
+
+def test_grey_is_repeated() -> None:
+    grey = RGB[..., 0]
+    np.testing.assert_array_equal(read_image(encode(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=2))
+
+
+def test_one_bit_becomes_black_and_white() -> None:
+    bits = Image.fromarray(RGB[..., 0] > 127)
+    assert set(np.unique(read_image(encode(bits, "PNG")))) == {0, 255}
+
+
+def test_sixteen_bits_keep_the_high_byte() -> None:
+    deep = Image.fromarray(RGB[..., 0].astype(np.uint16) * 256 + 17)
+    np.testing.assert_array_equal(read_image(encode(deep, "PNG"))[..., 1], RGB[..., 0])
+
+
+def test_sixteen_bit_colour_keeps_the_high_byte() -> None:
+    np.testing.assert_array_equal(read_image(png(RGB.astype(np.uint16) * 256 + 99, bits=16, colour_type=2)), RGB)
+
+
+def test_palette_is_looked_up() -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    np.testing.assert_array_equal(read_image(encode(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_transparent_palette_entry_is_white() -> None:
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode=None).convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    data = encode(image, "PNG", transparency=0)
+    np.testing.assert_array_equal(read_image(data), [[[255, 255, 255], [40, 50, 60]]])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_laid_over_white(mode: str) -> None:
+    colour = (100, 100, 100, 51) if mode == "RGBA" else (100, 51)
+    data = encode(Image.new(mode, (2, 1), colour), "PNG")
+    assert np.unique(read_image(data)).tolist() == [round((100 * 51 + 255 * 204) / 255)]
+
+
+def test_adobe_cmyk_is_not_inverted() -> None:
+    data = encode(Image.new("RGB", (16, 16), (200, 40, 30)).convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in data
+    assert np.abs(read_image(data).astype(int) - [200, 40, 30]).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encode(Image.fromarray(RGB), file_format, exif=exif.tobytes(), **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB")))
+    if file_format == "TIFF":
+        expected = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(read_image(data), expected)
+    assert probe(data).oriented_size == expected.shape[:2]
+
+
+@given(orientation=st.integers(1, 8), height=st.integers(1, 4), width=st.integers(1, 4))
+def test_upright_equals_pillow(orientation: int, height: int, width: int) -> None:
+    image = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pillow = Image.open(io.BytesIO(encode(Image.fromarray(image), "PNG", exif=exif.tobytes())))
+    np.testing.assert_array_equal(upright(image, orientation), np.asarray(ImageOps.exif_transpose(pillow)))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"II", b"II*\x00\xff\xff\xff\x7f", b"XX*\x00\x08\x00\x00\x00", b"Exif\x00\x00MM"]
+)
+def test_damaged_exif_means_upright(exif: bytes) -> None:
+    assert orientation_from_exif(exif) == 1
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_orientation_out_of_range_means_upright(value: int) -> None:
+    block = b"II*\x00" + struct.pack("<IHHHIHH", 8, 1, 0x0112, 3, 1, value, 0)
+    assert orientation_from_exif(block) == 1
+
+
+def test_damaged_exif_neither_warns_nor_fails() -> None:
+    plain = encode(Image.fromarray(RGB), "JPEG")
+    body = b"Exif\x00\x00II*\x00" + struct.pack("<IH", 8, 500) + b"\xff" * 20
+    data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + plain[2:]
+    np.testing.assert_array_equal(read_image(data), read_image(plain))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("file_format", SERVICE_FORMATS)
+def test_extreme_shapes(file_format: str, height: int, width: int) -> None:
+    data = encode(Image.new("RGB", (width, height), (9, 9, 9)), file_format)
+    assert read_image(data).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("file_format", [*SERVICE_FORMATS, "TIFF"])
+def test_every_truncation_is_an_error(file_format: str) -> None:
+    data = encode(Image.fromarray(RGB), file_format)
+    end = len(data) - (13 if file_format == "PNG" else 1)  # a PNG without its empty last chunk is whole
+    for length in range(end):
+        assert reason(data[:length]) in ("IMAGE_UNDECODABLE", "UNSUPPORTED_FORMAT")
+
+
+def test_truncated_progressive_jpeg_is_an_error() -> None:
+    data = encode(Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), dtype=np.uint8))), "JPEG", progressive=True)
+    for length in range(0, len(data) - 1, 101):
+        assert reason(data[:length]) in ("IMAGE_UNDECODABLE", "UNSUPPORTED_FORMAT")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    file_format=st.sampled_from(FILE_FORMATS),
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_damaged_bytes_give_an_image_or_an_image_error(file_format: str, edits: list[tuple[int, int]]) -> None:
+    data = bytearray(encode(Image.fromarray(RGB), file_format))
+    for at, value in edits:
+        data[at % len(data)] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TIFF, read from files only, may warn about its tags
+        try:
+            image = read_image(bytes(data), max_pixels=10**6)
+        except ImageError:
+            return
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
+@settings(max_examples=100)
+@given(
+    data=st.binary(max_size=200), start=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBP"])
+)
+def test_arbitrary_bytes_are_an_image_error(data: bytes, start: bytes) -> None:
+    with pytest.raises(ImageError):
+        read_image(start + data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(lambda: png_header(60_000, 60_000), id="png"),
+        pytest.param(
+            lambda: b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, 60_000, 60_000, 1) + b"\1\x11\0", id="jpeg"
+        ),
+        pytest.param(lambda: b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\xff\xff\0\xff\xff\0", id="webp"),
+    ],
+)
+def test_a_huge_header_is_refused_before_decoding(data) -> None:  # type: ignore[no-untyped-def]
+    data = data() + (b"\xff\xda\0\2" if data()[:2] == b"\xff\xd8" else b"")
+    assert probe(data).n_pixels > 3_000_000_000
+    assert reason(data) == "IMAGE_TOO_LARGE"
+
+
+def test_pixel_limit_is_inclusive() -> None:
+    data = encode(Image.fromarray(RGB), "PNG")
+    assert read_image(data, max_pixels=600).shape == (20, 30, 3)
+    assert reason(data, max_pixels=599) == "IMAGE_TOO_LARGE"
+
+
+def test_above_pillows_own_limit_nothing_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for file_format in ("JPEG", "PNG", "BMP"):
+        assert read_image(encode(Image.fromarray(RGB), file_format)).shape == RGB.shape
+
+
+def test_zero_size_is_undecodable() -> None:
+    assert reason(png_header(0, 5)) == "IMAGE_UNDECODABLE"
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"%PDF-1.7", b"<svg/>"])
+def test_other_files_are_unsupported(data: bytes) -> None:
+    assert reason(data) == "UNSUPPORTED_FORMAT"
+
+
+def test_formats_are_restricted_to_those_asked_for() -> None:
+    assert reason(encode(Image.fromarray(RGB), "GIF"), formats=SERVICE_FORMATS) == "UNSUPPORTED_FORMAT"
+
+
+def test_float_samples_are_unsupported() -> None:
+    assert reason(encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF")) == "UNSUPPORTED_FORMAT"
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for file_format in ("GIF", "PNG", "WEBP"):
+        options = {"lossless": True} if file_format == "WEBP" else {}
+        data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        assert read_image(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_paths_are_named_in_the_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(encode(Image.fromarray(RGB), "JPEG")[:400])
+    with pytest.raises(ImageError, match="broken.jpg: expected a whole JPEG"):
+        read_image(path)
+    with pytest.raises(ImageError, match="absent.jpg: expected an image file, got: No such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="directory"):
+        read_image(str(tmp_path))
+
+
+def png(pixels: np.ndarray, bits: int, colour_type: int) -> bytes:
+    """A PNG of big-endian samples without filtering."""
+    height, width = pixels.shape[:2]
+    rows = pixels.astype(">u2").reshape(height, -1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+    return png_header(width, height, bits, colour_type) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def png_header(width: int, height: int, bits: int = 8, colour_type: int = 2) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
