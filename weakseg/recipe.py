@@ -113,6 +113,7 @@ class SegConfig:
 
     supervision: Literal["weak", "full"] = "weak"  # full = true masks: the upper bound
     start: Literal["classifier", "weights"] = "classifier"  # where the backbone's weights come from
+    width: int = 256  # channels of ASPP and decoder
     balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -1,1 +1,8 @@
-"""Backbones and heads."""
+"""Backbones and heads, and how a trained one is stored."""
+
+from training.models.build import build_backbone
+from training.models.classifier import CamClassifier
+from training.models.deeplab import DeepLabV3Plus
+from training.models.store import load_model, save_model
+
+__all__ = ["CamClassifier", "DeepLabV3Plus", "build_backbone", "load_model", "save_model"]

@@ -1,0 +1,110 @@
+"""Samples to batches: decode, augment, stack. One map-style dataset for classifier and segmentation network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from training.augment import augment
+from training.randomness import epoch_order, sample_rng
+from weakseg.datasets.sample import Dataset, Sample
+from weakseg.errors import DatasetError
+from weakseg.image import read_image
+from weakseg.recipe import OptimConfig
+
+LabelSource = Callable[[Sample], NDArray[np.integer]]  # where label maps come from: pseudo-masks or, for the bound, truth
+
+
+class Batch(NamedTuple):
+    """images (B, 3, S, S) uint8; tags (B, C) float32 of 0 and 1; labels (B, S, S) int64 or None; ids of the samples."""
+
+    images: Tensor
+    tags: Tensor
+    labels: Tensor | None
+    ids: list[str]
+
+
+class TrainingImages(TorchDataset[tuple[Tensor, Tensor, Tensor | None, str]]):
+    """Items are asked for by (epoch, index), so that augmentation depends on both and on nothing else."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: OptimConfig,
+        fill: tuple[int, int, int],
+        seed: int,
+        label_source: LabelSource | None = None,
+    ) -> None:
+        self.dataset, self.config, self.fill, self.seed = dataset, config, fill, seed
+        self.label_source = label_source
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None, str]:
+        epoch, index = key
+        sample = self.dataset.samples[index]
+        image = read_image(sample.image)
+        labels = None
+        if self.label_source is not None:
+            labels = self.label_source(sample)
+            if labels.shape != image.shape[:2]:
+                raise DatasetError(
+                    f"label map of {sample.id} is {labels.shape[1]}x{labels.shape[0]}, its image is "
+                    f"{image.shape[1]}x{image.shape[0]} (width x height): make the masks again from these images"
+                )
+        image, labels = augment(image, labels, self.config, self.fill, sample_rng(self.seed, epoch, sample.id))
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # channels-last in memory
+        tags = torch.from_numpy(sample.tag_vector(len(self.dataset.classes)).astype(np.float32))
+        target = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels).astype(np.int64))
+        return tensor, tags, target, sample.id
+
+
+class Batches:
+    """(epoch, index) keys of every batch from step `start`. An epoch drops its last, incomplete batch."""
+
+    def __init__(self, n: int, config: OptimConfig, seed: int, start: int = 0) -> None:
+        self.n, self.config, self.seed, self.start = n, config, seed, start
+        self.per_epoch = max(1, n // config.batch_size)
+
+    def __len__(self) -> int:
+        return self.per_epoch * self.config.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.per_epoch * self.config.epochs):
+            epoch, batch = divmod(step, self.per_epoch)
+            order = epoch_order(self.seed, epoch, self.n)
+            first = batch * self.config.batch_size
+            chosen = (order[i % self.n] for i in range(first, first + min(self.config.batch_size, self.n)))
+            yield [(epoch, index) for index in chosen]
+
+
+def collate(items: list[tuple[Tensor, Tensor, Tensor | None, str]]) -> Batch:
+    images, tags, labels, ids = zip(*items, strict=True)
+    stacked = torch.stack(images).contiguous(memory_format=torch.channels_last)
+    return Batch(stacked, torch.stack(tags), None if labels[0] is None else torch.stack(labels), list(ids))
+
+
+def loader(images: TrainingImages, batches: Batches) -> DataLoader[Batch]:
+    """Batches in order; with workers, decoding overlaps training."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=images.config.workers,
+        prefetch_factor=4 if images.config.workers else None,
+        worker_init_fn=_quiet_worker,
+    )
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # several workers each with OpenCV's own threads would oversubscribe the cores
+    torch.set_num_threads(1)

@@ -1,0 +1,110 @@
+"""Trained models as graphs over uint8 images: what the offline stages run is what is exported, so they cannot differ.
+
+Every graph takes images (B, H, W, 3) uint8 RGB of any size, normalises and pads inside, and returns maps at stride 4 of
+the image, cropped to ceil(H/4) x ceil(W/4). Sizes are computed with integers only, so that they export as symbols.
+"""
+
+from __future__ import annotations
+
+from math import gcd, lcm
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.cams import CamMethod
+from training.models.layers import CANVAS
+from weakseg.errors import ConfigError
+
+MAP_STRIDE = 4
+Outputs = dict[str, Tensor]
+
+
+def canvas_images(images: Tensor, mean: Tensor, multiple: int) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H', W') float RGB 0..255, padded at the bottom and right with the mean colour."""
+    x = images.permute(0, 3, 1, 2).float() - mean
+    down, right = -images.shape[1] % multiple, -images.shape[2] % multiple
+    return F.pad(x, (0, right, 0, down)) + mean
+
+
+def crop_maps(maps: Tensor, height: int, width: int, stride: int = MAP_STRIDE) -> Tensor:
+    """The part of stride-s maps that covers the image: ceil(H/s) x ceil(W/s)."""
+    return maps[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, half-pixel, no antialias: the one resize of views and maps."""
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+
+
+class ClassifierGraph(nn.Module):
+    """scores (B, C) in [0, 1] and raw cam (B, C, ceil(H/4), ceil(W/4)) >= 0, summed over scales and flips.
+
+    With scales (1.0,) and no flip this is the plain CAM. The canvas is padded so that every view is a whole number of
+    cells; maps of different views then line up without sub-cell shifts. Scores come from the view nearest to scale 1,
+    averaged over flips.
+    """
+
+    def __init__(self, model: nn.Module, method: CamMethod, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> None:
+        super().__init__()
+        self.model, self.method, self.flip = model, method, flip
+        self.eighths = _eighths(scales)
+        self.multiple = lcm(*(CANVAS * 8 // gcd(CANVAS * 8, e) for e in self.eighths), CANVAS)
+        self.n_mirrors = 2 if flip else 1
+        self.n_views = len(scales) * self.n_mirrors
+
+    def forward(self, images: Tensor) -> Outputs:
+        x = canvas_images(images, self.model.backbone.mean, self.multiple)
+        rows, cols = x.shape[2], x.shape[3]
+        nearest_to_one = min(self.eighths, key=lambda e: abs(e - 8))
+        cams = []
+        for e in self.eighths:
+            view = x if e == 8 else resize(x, rows * e // 8, cols * e // 8)
+            view_logits, cam = self.method.maps(self.model, _with_mirror(view) if self.flip else view)
+            cam = _without_mirror(cam) if self.flip else cam
+            cams.append(resize(cam, rows // MAP_STRIDE, cols // MAP_STRIDE))
+            if e == nearest_to_one:
+                logits = view_logits.reshape(self.n_mirrors, -1, view_logits.shape[1]).mean(dim=0)
+        return {"scores": logits.sigmoid(), "cam": crop_maps(torch.stack(cams).sum(dim=0), images.shape[1], images.shape[2])}
+
+
+class SegmentationGraph(nn.Module):
+    """logits (B, C + 1, ceil(H/4), ceil(W/4)); with several scales or flip, the mean over the views.
+    """
+
+    def __init__(self, model: nn.Module, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> None:
+        super().__init__()
+        self.model, self.flip = model, flip
+        self.eighths = _eighths(scales)
+        self.multiple = lcm(*(CANVAS * 8 // gcd(CANVAS * 8, e) for e in self.eighths), CANVAS)
+
+    def forward(self, images: Tensor) -> Outputs:
+        x = canvas_images(images, self.model.backbone.mean, self.multiple)
+        rows, cols = x.shape[2], x.shape[3]
+        total = []
+        for e in self.eighths:
+            view = x if e == 8 else resize(x, rows * e // 8, cols * e // 8)
+            logits = self.model(_with_mirror(view) if self.flip else view)
+            logits = _without_mirror(logits) / 2 if self.flip else logits
+            total.append(resize(logits, rows // MAP_STRIDE, cols // MAP_STRIDE))
+        logits = total[0] if len(total) == 1 else torch.stack(total).mean(dim=0)
+        return {"logits": crop_maps(logits, images.shape[1], images.shape[2])}
+
+
+def _with_mirror(view: Tensor) -> Tensor:
+    """(2B, ...): the view and its mirror image as one batch."""
+    return torch.cat([view, view.flip(3)])
+
+
+def _without_mirror(maps: Tensor) -> Tensor:
+    """(B, ...): maps plus the mirrored back maps of the mirror images."""
+    own, mirrored = maps.chunk(2)
+    return own + mirrored.flip(3)
+
+
+def _eighths(scales: tuple[float, ...]) -> list[int]:
+    """Scales as whole eighths, so that view sizes are integer arithmetic on symbols."""
+    eighths = [round(8 * scale) for scale in scales]
+    if not eighths or min(eighths) < 1 or any(abs(e / 8 - s) > 1e-6 for e, s in zip(eighths, scales, strict=True)):
+        raise ConfigError(f"scales must be positive multiples of 1/8 (0.5, 0.75, 1, 1.25, …), got {scales}")
+    return eighths

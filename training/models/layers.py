@@ -1,0 +1,53 @@
+"""Layers that every backbone shares: strided convolutions with a chosen phase, frozen batch norm, padding to a canvas."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CANVAS = 16  # the sides of what a network sees are multiples of this, at output stride 8 too
+
+
+class PhasedConv2d(nn.Conv2d):
+    """A convolution whose strided sampling starts `phase` pixels later (0 or 1).
+
+    With stride 2, output i is centred at input 2i + phase: phase 0 is PyTorch's symmetric padding, phase 1 is
+    TensorFlow's "SAME" on even sizes (padding only at the bottom and right). Summed over a network the phases decide by
+    how much maps are shifted against the image; see `phases`.
+    """
+
+    def __init__(self, *args: int, phase: int = 0, **kwargs: int | bool) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.phase = phase
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.phase == 0:
+            return super().forward(x)
+        pad = self.padding[0]
+        assert isinstance(pad, int)
+        before, after = pad - self.phase, pad + self.phase
+        x = F.pad(x, (before, after, before, after))  # `before` is -1 for a 1x1 convolution: the first row goes
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def phases(output_stride: int) -> list[int]:
+    """Phase of each stride-2 layer, first to last, so that cell i lies at pixel s*i + (s - 1)/2, half a pixel off at most.
+
+    Layer k shifts by phase * 2^k pixels. All layers but the last at phase 1 give 2^(n-1) - 1 = s/2 - 1. Any choice of
+    phases is the same function of a translated image (borders aside), so trained weights stay right.
+    """
+    n = output_stride.bit_length() - 1
+    return [1] * (n - 1) + [0]
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradient for any parameter of the module."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+def keep_bn_in_eval(module: nn.Module) -> None:
+    """Batch norm of the module uses its stored statistics, also in training mode."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.eval()

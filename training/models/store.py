@@ -1,0 +1,60 @@
+"""Trained models on disk: one file that says what it is, with plain tensors inside (loads with weights_only)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.models.build import build_backbone
+from training.models.classifier import CamClassifier
+from training.models.deeplab import DeepLabV3Plus
+from training.models.weights import load_strictly
+from weakseg.errors import WeightsError
+from weakseg.files import write_bytes_atomic
+from weakseg.recipe import BackboneConfig
+
+HEADS = {"classifier": CamClassifier, "segmentation": DeepLabV3Plus}
+
+
+def save_model(path: Path, model: nn.Module, *, kind: str, classes: tuple[str, ...], method: str) -> None:
+    """Write {kind, method, classes, backbone, head, state_dict} atomically."""
+    backbone: BackboneConfig = model.backbone.config  # type: ignore[union-attr, assignment]
+    content = {
+        "format": "weakseg-model-1",
+        "kind": kind,
+        "method": method,
+        "classes": list(classes),
+        "backbone": asdict(backbone),
+        "head": model.options,
+        "state_dict": model.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model in evaluation mode and its class names.
+
+    Raises:
+        WeightsError: no such file, not a weakseg model, of another kind, or its tensors do not fit its own config.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no model at {path}: has its training stage finished?")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises many unrelated types
+        raise WeightsError(f"cannot read {path} ({type(error).__name__}): is it a weakseg model file?") from error
+    if not isinstance(content, dict) or content.get("format") != "weakseg-model-1":
+        raise WeightsError(f"{path} is not a weakseg model: expected format weakseg-model-1")
+    if content["kind"] != kind:
+        raise WeightsError(f"{path} holds a {content['kind']}, expected a {kind}")
+    classes = tuple(content["classes"])
+    config = BackboneConfig(**content["backbone"])
+    model = HEADS[kind](build_backbone(config, pretrained=False), len(classes), **content["head"])
+    load_strictly(model, content["state_dict"], what=str(path))
+    return model.eval(), classes

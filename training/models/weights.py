@@ -1,0 +1,99 @@
+"""Start weights: torchvision's published ImageNet files, a .pth or a .safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+
+from training.models.backbone import Backbone
+from weakseg.errors import WeightsError
+from weakseg.recipe import BackboneConfig
+
+# Published by torchvision (BSD-3-Clause); the eight digits in the name are the start of the file's sha256.
+IMAGENET = {
+    "mobilenet_v2": "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+}
+CLASSIFIER_PREFIXES = ("classifier.", "fc.")  # the 1000-way head of the published files is not used
+
+
+def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> None:
+    """Fill a backbone from `config.weights`.
+
+    Raises:
+        WeightsError: the file cannot be had or read, or its keys or shapes are not the backbone's (all are listed).
+    """
+    assert config.weights is not None
+    if config.weights == "imagenet":
+        state = _download(config.name)
+    else:
+        state = read_state_dict(Path(config.weights))
+    state = {_own_name(key): value for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
+    load_strictly(backbone, state, what=f"{config.weights} into {config.name}")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .pth/.pt (`weights_only`, so no code runs) or .safetensors file."""
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}: give a .pth or .safetensors file, or 'imagenet' to download")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many unrelated types for a damaged file
+        raise WeightsError(
+            f"cannot read {path} as weights ({type(error).__name__}): expected a state dict of tensors; "
+            "a checkpoint with pickled objects must first be saved as a plain state dict"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds {type(state).__name__}, expected a state dict: names to tensors")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """`load_state_dict` whose error lists missing, unexpected and misshapen keys; nothing is loaded on error."""
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:8])}{', …' if len(keys) > 8 else ''}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"cannot load {what}: {'; '.join(problems)}. Is it a file of this architecture?")
+    module.load_state_dict(state, strict=False)
+
+
+def _own_name(key: str) -> str:
+    """torchvision's MobileNetV2 calls its layers `features`; that is the name of a method here."""
+    return "body." + key.removeprefix("features.") if key.startswith("features.") else key
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    url = IMAGENET[name]
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"cannot download {url} ({error}): on a machine without network put the file under "
+            f"{torch.hub.get_dir()}/checkpoints/ or pass its path as --backbone.weights"
+        ) from error
+    return state

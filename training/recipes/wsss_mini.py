@@ -1,0 +1,44 @@
+"""1,310 VOC photographs with image-level labels to masks, MobileNetV2.
+
+weakseg run wsss_mini --data.root ../shared/data/wsss-mini \
+    --backbone.weights ../shared/data/weights/mobilenet_v2_1.0_224_imagenet_dequant.pth
+"""
+
+from weakseg.recipe import (
+    BackboneConfig,
+    CamConfig,
+    CrfConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    OptimConfig,
+    PseudoLabelConfig,
+    Recipe,
+    SegConfig,
+    ThresholdConfig,
+    TrainConfig,
+)
+
+RECIPE = Recipe(
+    name="wsss_mini",
+    data=DataConfig(
+        root="../shared/data/wsss-mini",
+        format="voc",
+        tune="tune",
+        tags="labels.json",
+        tags_key="voc_box_labels",  # VOC's own labels; the file's other list was read off the masks
+        scored_classes=("cat", "cow", "dog", "horse", "person", "sheep"),
+    ),
+    backbone=BackboneConfig(
+        name="mobilenet_v2",
+        weights="../shared/data/weights/mobilenet_v2_1.0_224_imagenet_dequant.pth",
+        input_scale="inception",
+        output_stride=16,
+    ),
+    train=TrainConfig(optim=OptimConfig(epochs=6)),
+    cam=CamConfig(),
+    pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="fixed", value=0.3), crf=CrfConfig()),
+    train_seg=SegConfig(optim=OptimConfig(epochs=6)),
+    evaluate=EvaluateConfig(splits=("train", "val")),
+    export=ExportConfig(name="wsss-mini", data_licence="research only (PASCAL VOC)", weights_licence="Apache-2.0"),
+)

@@ -1,0 +1,77 @@
+"""Stage `train`: image-level labels to a classifier whose maps localise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training import cams, methods
+from training.augment import resize_long_side
+from training.data import TrainingImages
+from training.device import pick_device
+from training.graphs import ClassifierGraph
+from training.loop import fit
+from training.models import build_backbone, save_model
+from training.randomness import seed_torch
+from weakseg.cam import normalise, upsample
+from weakseg.datasets import Dataset, read
+from weakseg.image import read_image
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+
+N_PICTURES = 4
+
+
+def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
+    """Train `recipe.train.method`; writes <folder>/train/classifier.pt. Resumes from train/checkpoint.pt."""
+    dataset = read(recipe.data, recipe.data.train)
+    method = methods.get(recipe.train.method)
+    seed_torch(recipe.seed, 0)
+    model = method.build(build_backbone(recipe.backbone), len(dataset.classes)).to(pick_device())
+    images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
+    shown = cam_pictures(dataset, recipe)
+    summary = fit(model, method.losses, images, folder / stage, progress=progress, pictures=shown)
+    save_model(
+        folder / stage / "classifier.pt",
+        model,
+        kind="classifier",
+        classes=dataset.classes.names,
+        method=recipe.train.method,
+    )
+    return summary
+
+
+def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict[str, Tensor]]:
+    """A function from model to TensorBoard pictures: image and heatmap of the first tag, side by side."""
+    chosen = [sample for sample in dataset if sample.tags][:N_PICTURES]
+    size = recipe.train.optim.crop_px
+    loaded = [(s.id, s.tags[0], resize_long_side(read_image(s.image), None, size)[0]) for s in chosen]
+
+    def pictures(model: nn.Module) -> dict[str, Tensor]:
+        was_training = model.training
+        graph = ClassifierGraph(model.eval(), cams.get("cam"))
+        device = next(model.parameters()).device
+        try:
+            with torch.no_grad():
+                return {
+                    f"cam/{sample_id} {dataset.classes.names[c]}": _side_by_side(graph, image, c, device)
+                    for sample_id, c, image in loaded
+                }
+        finally:
+            model.train(was_training)
+
+    return pictures
+
+
+def _side_by_side(graph: nn.Module, image: np.ndarray[Any, Any], c: int, device: torch.device) -> Tensor:
+    maps = graph(torch.from_numpy(image[None]).to(device))["cam"][0, c : c + 1].cpu().numpy()
+    heat = upsample(normalise(maps), *image.shape[:2])[0]
+    coloured = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    both = np.concatenate([image, (0.5 * image + 0.5 * coloured).astype(np.uint8)], axis=1)
+    return torch.from_numpy(both).permute(2, 0, 1).float() / 255

@@ -1,0 +1,95 @@
+"""Stages `train_seg` and `train_seg_full`: a segmentation network on pseudo-masks or, for the upper bound, on truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.data import Batch, LabelSource, TrainingImages
+from training.device import pick_device
+from training.loop import Moment, fit
+from training.losses import segmentation_cross_entropy
+from training.models import DeepLabV3Plus, build_backbone, load_model, save_model
+from training.pseudo_label import mask_path
+from training.randomness import seed_torch
+from weakseg.classes import IGNORE
+from weakseg.datasets import Sample, read
+from weakseg.datasets.truth import Truth, open_truth
+from weakseg.masks.png import labels_from_png
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """Label maps that the pseudo_label stage wrote."""
+
+    folder: Path
+    split: str
+
+    def __call__(self, sample: Sample) -> NDArray[np.integer]:
+        return labels_from_png(mask_path(self.folder, self.split, sample.id).read_bytes())
+
+
+@dataclass(frozen=True)
+class TrueMasks:
+    """Sealed truth, for the fully supervised upper bound alone."""
+
+    truth: Truth
+
+    def __call__(self, sample: Sample) -> NDArray[np.integer]:
+        return self.truth.mask(sample.id)
+
+
+def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
+    """Writes <folder>/<stage>/segmentation.pt; resumes from its checkpoint. `train_seg_full` is the upper bound."""
+    if stage == "train_seg_full":
+        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full"))
+    dataset = read(recipe.data, recipe.data.train)
+    seed_torch(recipe.seed, 0)
+    model = DeepLabV3Plus(start_backbone(recipe, folder), len(dataset.classes), recipe.train_seg.width).to(pick_device())
+    optim = recipe.train_seg.optim
+    fill = model.backbone.mean_colour
+    images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))
+    losses = partial(segmentation_losses, balance=recipe.train_seg.balance)
+    summary = fit(model, losses, images, folder / stage, progress=progress)
+    save_model(
+        folder / stage / "segmentation.pt",
+        model,
+        kind="segmentation",
+        classes=dataset.classes.names,
+        method=f"deeplab_v3plus, {recipe.train_seg.supervision} supervision",
+    )
+    return summary
+
+
+def label_source(recipe: Recipe, folder: Path) -> LabelSource:
+    if recipe.train_seg.supervision == "full":
+        return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
+    return PseudoMasks(folder, recipe.data.train)
+
+
+def start_backbone(recipe: Recipe, folder: Path) -> Any:
+    """The classifier's backbone, or the recipe's start weights.
+
+    Noisy pseudo-labels need the classifier's: from ImageNet weights a short training collapses to background. Full
+    supervision starts from the same place, so that the two differ in nothing but the labels.
+    """
+    if recipe.train_seg.start == "weights":
+        return build_backbone(recipe.backbone)
+    classifier, _ = load_model(folder / "train" / "classifier.pt", kind="classifier")
+    return classifier.backbone
+
+
+def segmentation_losses(model: nn.Module, batch: Batch, moment: Moment, *, balance: str) -> dict[str, Tensor]:
+    """Cross-entropy at the crop's full resolution."""
+    assert batch.labels is not None
+    logits = F.interpolate(model(batch.images), size=batch.labels.shape[1:], mode="bilinear", align_corners=False)
+    return {"segmentation": segmentation_cross_entropy(logits, batch.labels, IGNORE, balance)}
