@@ -201,7 +201,7 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
     """Audit hook: refuse to open a sealed file for reading. Runs at every audit event, so the common case is first."""
     if event != "open" or not _sealed or _unlocked.get() or not isinstance(args[0], (str, bytes, os.PathLike)):
         return
-    if args[2] & (os.O_WRONLY | os.O_RDWR) == os.O_WRONLY:
+    if args[2] & os.O_WRONLY or args[2] & os.O_TRUNC:  # writes a mask, or a new one over it: sees nothing of it
         return
     path = os.path.realpath(os.fsdecode(args[0]))
     if any(path.startswith(folder) for folder in _sealed):
