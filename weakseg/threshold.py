@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Threshold:
             threshold = cls(**fields)
         except TypeError as error:
             raise DataError(f"a threshold must have t, rule and provenance, got {sorted(fields)}: {error}") from error
+        if not isinstance(threshold.rule, str) or not isinstance(threshold.provenance, str):
+            raise DataError(f"a threshold's rule and provenance must be texts, got {fields}: choose it again")
         if isinstance(threshold.t, bool) or not isinstance(threshold.t, (int, float)) or not 0 < threshold.t < 1:
             raise DataError(f"a threshold's t must be a number in (0, 1), got {threshold.t!r}: choose it again")
         return threshold
@@ -43,7 +45,7 @@ def choose(
     config: ThresholdConfig,
     maxima: Callable[[], Iterable[NDArray[np.float32]]] | None = None,
     sweep: Callable[[], Sweep] | None = None,
-    scored: list[int] | None = None,
+    scored: Sequence[int] | None = None,
 ) -> Threshold:
     """The threshold of the rule that the config names.
 
@@ -107,7 +109,7 @@ def otsu(counts: NDArray[np.int64]) -> Threshold:
     return Threshold(t, "otsu", f"Otsu's method on the strongest CAM of {n} pixels, no mask seen")
 
 
-def validation_split(sweep: Sweep, scored: list[int] | None = None) -> Threshold:
+def validation_split(sweep: Sweep, scored: Sequence[int] | None = None) -> Threshold:
     """The threshold of best mIoU on images whose masks may be used for tuning."""
     t, miou = sweep.best(scored)
     return Threshold(
