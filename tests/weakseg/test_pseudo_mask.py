@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weakseg.cam import labels_from_cam
+from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16
+from weakseg.errors import ConfigError, DataError
+from weakseg.pseudo_mask import pseudo_mask, refined_labels
+from weakseg.recipe import CrfConfig, PseudoLabelConfig
+
+NO_CRF = PseudoLabelConfig(crf=None, band=0.5)
+IDLE_CRF = CrfConfig(gaussian_weight=0, bilateral_weight=0)
+
+
+def grey(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("crf", [None, IDLE_CRF])
+def test_scores_within_the_band_are_ignored(crf: CrfConfig | None) -> None:
+    cam01 = np.array([[[0.1, 0.3, 0.59, 0.61, 0.9]], [[0.0, 0.0, 0.0, 0.0, 0.95]]], dtype=np.float32)
+    made = pseudo_mask(grey(1, 5), cam01, np.array([2, 0]), 3, 0.4, PseudoLabelConfig(crf=crf, band=0.5))
+    assert made.labels.tolist() == [[BACKGROUND, IGNORE, IGNORE, 3, 1]]
+    assert made.band == pytest.approx((0.2, 0.6))
+
+
+def test_without_a_band_nothing_is_ignored() -> None:
+    cam01 = np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 3, 4)
+    config = PseudoLabelConfig(crf=CrfConfig(), band=0)
+    made = pseudo_mask(grey(3, 4), cam01, np.array([0]), 1, 0.3, config)
+    np.testing.assert_array_equal(made.labels, refined_labels(grey(3, 4), cam01, np.array([0]), 1, 0.3, config.crf))
+
+
+@given(st.floats(0.02, 0.9), st.floats(0, 0.9), st.integers(0, 99))
+def test_an_idle_crf_is_the_constant_threshold(t: float, band: float, seed: int) -> None:
+    cam01 = np.random.default_rng(seed).random((2, 5, 5), dtype=np.float32)
+    classes = np.array([1, 3])
+    idle = pseudo_mask(grey(5, 5), cam01, classes, 4, t, PseudoLabelConfig(crf=IDLE_CRF, band=band))
+    plain = pseudo_mask(grey(5, 5), cam01, classes, 4, t, PseudoLabelConfig(crf=None, band=band))
+    # Not decided alike only where rounding puts a score on the other side of its own threshold.
+    near = np.min([np.abs(cam01.max(axis=0) - edge) for edge in plain.band], axis=0) < 1e-4
+    assert ((idle.labels == plain.labels) | near).all()
+
+
+@given(st.floats(0.02, 0.9), st.floats(0, 0.9), st.integers(0, 99))
+def test_what_is_decided_is_what_the_threshold_says(t: float, band: float, seed: int) -> None:
+    cam01 = np.random.default_rng(seed).random((2, 5, 5), dtype=np.float32)
+    labels = pseudo_mask(grey(5, 5), cam01, np.array([1, 3]), 4, t, PseudoLabelConfig(crf=None, band=band)).labels
+    decided = labels != IGNORE
+    np.testing.assert_array_equal(labels[decided], labels_from_cam(cam01, np.array([1, 3]), t, 4)[decided])
+
+
+@pytest.mark.parametrize("crf", [None, CrfConfig()])
+def test_an_image_without_tags_is_all_background(crf: CrfConfig | None) -> None:
+    config = PseudoLabelConfig(crf=crf)
+    made = pseudo_mask(grey(3, 4), np.zeros((0, 3, 4), dtype=np.float32), np.array([], dtype=int), 5, 0.3, config)
+    assert made.labels.shape == (3, 4)
+    assert (made.labels == BACKGROUND).all()
+
+
+def test_the_mask_grows_to_the_object() -> None:
+    image = grey(24, 24)
+    image[6:18, 4:20] = (220, 60, 40)
+    cam01 = np.zeros((1, 24, 24), dtype=np.float32)
+    cam01[0, 6:18, 4:20] = 0.25
+    cam01[0, 8:16, 4:12] = 0.9  # the map knows only the head
+    raw = labels_from_cam(cam01, np.array([0]), 0.3, 1)
+    refined = refined_labels(image, cam01, np.array([0]), 1, 0.3, CrfConfig())
+    truth = image[..., 0] == 220
+    assert (raw != truth).sum() > 100
+    assert (refined != truth).sum() < 10
+
+
+def test_many_classes_have_their_own_ignore() -> None:
+    cam01 = np.full((1, 2, 2), 0.3, dtype=np.float32)
+    labels = pseudo_mask(grey(2, 2), cam01, np.array([299]), 300, 0.3, NO_CRF).labels
+    assert labels.dtype == np.uint16
+    assert (labels == IGNORE_U16).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000)])
+def test_thin_images(size: tuple[int, int]) -> None:
+    cam01 = np.full((1, *size), 0.9, dtype=np.float32)
+    assert (pseudo_mask(grey(*size), cam01, np.array([0]), 1, 0.3, PseudoLabelConfig()).labels == 1).all()
+
+
+def test_bad_input_is_refused() -> None:
+    cam01 = np.zeros((1, 2, 2), dtype=np.float32)
+    with pytest.raises(DataError, match=r"\(K, 3, 2\)"):
+        pseudo_mask(grey(3, 2), cam01, np.array([0]), 1, 0.3, NO_CRF)
+    with pytest.raises(ConfigError, match="band"):
+        pseudo_mask(grey(2, 2), cam01, np.array([0]), 1, 0.3, PseudoLabelConfig(band=1.0))
