@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,14 @@ def load(config: DataConfig, split: str, complain: Complain = stop) -> Dataset:
 def _sample(
     root: Path, sample_id: str, where: str, classes: ClassTable, tags_of: TagSource, complain: Complain
 ) -> Sample | None:
-    said = tags_of(sample_id)
-    if said is None:
-        complain(where, f"expected tags for image {sample_id!r}, got none in its label source")
-    tags = () if said is None else tag_indices(said[1], classes, said[0], complain)
+    tags: tuple[int, ...] = ()
+    try:
+        if (said := tags_of(sample_id)) is None:
+            complain(where, f"expected tags for image {sample_id!r}, got none in its label source")
+        else:
+            tags = tag_indices(said[1], classes, said[0], complain)
+    except DatasetError as error:
+        complain(where, str(error))
     candidates = [root / "JPEGImages" / f"{sample_id}{suffix}" for suffix in IMAGE_SUFFIXES]
     image = next((path for path in candidates if path.is_file()), None)
     if image is None:
@@ -139,8 +144,7 @@ def _json_tags(labels: dict[str, Any], config: DataConfig, root: Path) -> TagSou
 def _json_classes(labels: dict[str, Any], config: DataConfig, root: Path) -> tuple[str, ...]:
     names = labels.get("classes")
     if names is None:
-        tags_of = _json_tags(labels, config, root)
-        return tuple(sorted({name for sample_id in labels["images"] for name in (tags_of(sample_id) or ("", []))[1]}))
+        return _all_names(_json_tags(labels, config, root), labels["images"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{root / 'labels.json'}: expected a list of names under 'classes', got {names!r}")
     classes = tuple(names[1:] if names and names[0] in BACKGROUND_NAMES else names)
@@ -168,9 +172,17 @@ def _xml_classes(root: Path, config: DataConfig) -> tuple[str, ...]:
     """Sorted names in the annotations of every configured split, so that each split has the same table."""
     if (root / "classes.txt").is_file():
         return ()
-    tags_of = _xml_tags(root)
     ids = {sample_id for split in _splits(config) for _, sample_id in _split_lines_if_there(root, split)}
-    return tuple(sorted({name for sample_id in ids for name in (tags_of(sample_id) or ("", []))[1]}))
+    return _all_names(_xml_tags(root), ids)
+
+
+def _all_names(tags_of: TagSource, ids: Iterable[str]) -> tuple[str, ...]:
+    """Sorted union; an image whose tags cannot be read is left to the one who asks for that image."""
+    names: set[str] = set()
+    for sample_id in ids:
+        with suppress(DatasetError):
+            names.update((tags_of(sample_id) or ("", []))[1])
+    return tuple(sorted(names))
 
 
 def _imageset_classes(root: Path, config: DataConfig) -> tuple[str, ...]:
@@ -192,13 +204,13 @@ def _imageset_tags(root: Path, config: DataConfig, split: str, complain: Complai
         for candidate in dict.fromkeys((split, "trainval", *_splits(config))):
             path = main / f"{name}_{candidate}.txt"
             for where, line in read_lines(path) if path.is_file() else ():
-                sample_id, _, flag = line.partition(" ")
-                if flag.strip() not in ("1", "0", "-1"):
+                sample_id, flag = (*line.split(), "", "")[:2]
+                if flag not in ("1", "0", "-1"):
                     complain(where, f"expected `<id> 1`, `<id> 0` or `<id> -1`, got {line!r}")
                     continue
                 names = present.setdefault(sample_id, [])
                 where_of.setdefault(sample_id, where)
-                if flag.strip() != "-1":
+                if flag != "-1":
                     names.append(name)
 
     def tags_of(sample_id: str) -> tuple[str, list[str]] | None:

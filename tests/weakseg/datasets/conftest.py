@@ -29,10 +29,10 @@ def make_voc(tmp_path: Path) -> MakeVoc:
     """A VOC-layout set of four images with masks; `tags` says which label sources are written."""
 
     def make(*sources: str, root: Path = tmp_path / "set") -> DataConfig:
-        for sample_id in TAGS:
+        for sample_id, tags in TAGS.items():
             write_image(root / "JPEGImages" / f"{sample_id}.jpg")
             mask = np.zeros((4, 6), dtype=np.uint8)
-            mask[:2, : len(TAGS[sample_id])] = 1
+            mask[:2, : len(tags)] = 1
             write_mask(root / "SegmentationClass" / f"{sample_id}.png", mask)
         lists = root / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True, exist_ok=True)

@@ -181,7 +181,7 @@ def test_reading_through_truth_opens_nothing_for_others(config: DataConfig, mask
     opened = truth(config)
     opened.mask("b")
     with pytest.raises(SealedTruthError):
-        open(mask_path, "rb")
+        mask_path.read_bytes()
     outcome: list[BaseException] = []
 
     def other_thread() -> None:
