@@ -1,0 +1,79 @@
+"""How many cores this process may really use: affinity and container quota, not what the host has."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """min(affinity, ceil(cgroup CPU quota)), at least 1.
+
+    Runtimes size their thread pools from the host's cores; under a quota of two cores, eight threads are several times
+    slower than two. Both cgroup versions are read, and every ancestor of this process's group, as any may set the limit.
+
+    Args:
+        root: where /proc and /sys/fs/cgroup are found; tests put a tree of their own there.
+    """
+    limits = [affinity()]
+    for folder, version in _groups(root):
+        quota = _quota_v2(folder) if version == 2 else _quota_v1(folder)
+        if quota is not None:
+            limits.append(math.ceil(quota))
+    return max(1, min(limits))
+
+
+def affinity() -> int:
+    """Cores the scheduler may put this process on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows have no affinity call
+
+
+def _groups(root: Path) -> list[tuple[Path, int]]:
+    """(folder, cgroup version) of this process's CPU groups, innermost first, up to the mount points."""
+    mount = root / "sys/fs/cgroup"
+    found = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, version = mount, 2
+        elif "cpu" in controllers.split(","):
+            base, version = mount / "cpu", 1
+        else:
+            continue
+        # Inside a container the path may be the host's, which is not mounted: then only the mount point itself exists.
+        inner = base / path.strip("/")
+        chain = [inner, *inner.parents]
+        found += [(folder, version) for folder in chain[: chain.index(base) + 1]]
+    return found
+
+
+def _quota_v2(folder: Path) -> float | None:
+    return _ratio(_read(folder / "cpu.max").split())
+
+
+def _quota_v1(folder: Path) -> float | None:
+    return _ratio(
+        [
+            _read(folder / "cpu.cfs_quota_us").strip(),
+            _read(folder / "cpu.cfs_period_us").strip(),
+        ]
+    )
+
+
+def _ratio(fields: list[str]) -> float | None:
+    """Cores from [quota, period] in microseconds; None when unlimited ("max" or -1) or not readable."""
+    try:
+        quota, period = int(fields[0]), int(fields[1])
+    except (ValueError, IndexError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
