@@ -1,0 +1,64 @@
+# Everything goes through `make`; each target that needs the environment makes it, once.
+PYTHON ?= python3
+RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two busy cores and many OpenMP pools are slow together; tests compute little.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format bench bench-stages proto proto-check report clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install everything into it
+
+# torch first and by its constraint alone, so that a later requirement cannot pull another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "expected Python 3.11 or later, got $$($(PYTHON) --version): make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## synthetic photographs -> every stage -> a served model -> a report, in minutes
+	$(BIN)/weakseg demo
+
+test: $(STAMP)  ## the fast tests
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## format, lint, types, import rules, stubs, contract; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory proto-check
+
+format: $(STAMP)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-stages  ## every benchmark that runs on a CPU
+
+bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
+	$(BIN)/python -m benchmarks.stages $(RUN)
+
+proto: $(STAMP)  ## write weakseg/v1 from proto/
+	proto/generate.sh
+
+proto-check: $(STAMP)  ## fail on stale stubs, or a contract that buf does not like
+	proto/generate.sh --check
+	proto/generate.sh --lint
+
+report: $(STAMP)  ## draw the report of RUN=runs/demo again
+	$(BIN)/weakseg report $(RUN)
+
+clean:  ## remove caches; environments and runs stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
