@@ -41,7 +41,7 @@ class CamFile:
 def read_cam(path: Path) -> CamFile:
     """Raises DataError when the file is missing, damaged or not a CAM file."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             height, width = (int(value) for value in data["size"])
             return CamFile(data["classes"], data["cam"], height, width, data["scores"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:

@@ -50,11 +50,11 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(squares: Path) -> Recipe:
     """A recipe of a few seconds over the squares."""
-    optim = OptimConfig(epochs=2, batch_size=4, crop_px=32, long_side_px=(32, 48), workers=0, lr=0.01)
+    optim = OptimConfig(epochs=12, batch_size=4, crop_px=32, long_side_px=(32, 48), workers=0, lr=0.02)
     return Recipe(
         name="squares",
         data=DataConfig(root=str(squares), tags="imagesets", tune="tune"),
-        backbone=BackboneConfig(freeze_stages=0),
+        backbone=BackboneConfig(freeze_stages=0, freeze_bn=False),
         train=TrainConfig(optim=optim),
         cam=CamConfig(scales=(0.5, 1.0)),
         train_seg=SegConfig(width=16, optim=replace(optim, epochs=1)),

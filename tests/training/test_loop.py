@@ -47,7 +47,7 @@ def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
 
 
 def images_of(recipe: Recipe, **changes: object) -> TrainingImages:
-    config = replace(recipe.train.optim, **changes)  # type: ignore[arg-type]
+    config = replace(recipe.train.optim, **({"epochs": 2} | changes))  # type: ignore[arg-type]
     return TrainingImages(read(recipe.data, "train"), config, (124, 116, 104), recipe.seed)
 
 

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The five maps from a normalised input."""

@@ -1,0 +1,178 @@
+"""The stages on a tiny dataset: what they write, that they go on where they stopped, that truth stays sealed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import evaluate, make_cams, pseudo_label, train_classifier, train_segmentation
+from training.methods import cam as cam_method
+from weakseg.cam_file import CamFile, read_cam
+from weakseg.datasets import read
+from weakseg.datasets.truth import open_truth, trusted
+from weakseg.errors import ConfigError, DataError, SealedTruthError, WeightsError
+from weakseg.masks.png import labels_from_png
+from weakseg.progress import Progress
+from weakseg.recipe import CrfConfig, PseudoLabelConfig, Recipe, SegConfig, ThresholdConfig
+from weakseg.scoring import Confusion
+
+SILENT = Progress("silent")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders by name; filled by the first test that needs them (the recipe fixture is per function)."""
+    return {"run": tmp_path_factory.mktemp("run")}
+
+
+def run_until(recipe: Recipe, folder: Path, last: str) -> dict[str, object]:
+    stages = {
+        "train": train_classifier.run,
+        "cam": make_cams.run,
+        "pseudo_label": pseudo_label.run,
+        "train_seg": train_segmentation.run,
+        "evaluate": evaluate.run,
+    }
+    summary: dict[str, object] = {}
+    for stage, run in stages.items():
+        summary = run(recipe, folder, stage=stage, progress=SILENT)
+        if stage == last:
+            break
+    return summary
+
+
+def test_the_chain_from_labels_to_scores(recipe: Recipe, trained: dict[str, Path]) -> None:
+    folder = trained["run"]
+    summary = run_until(recipe, folder, "evaluate")
+    dataset = read(recipe.data, "train")
+    for sample in dataset:
+        cam = read_cam(folder / f"cam/train/{sample.id}.npz")
+        assert tuple(cam.classes) == sample.tags
+        assert cam.cam.shape == (len(sample.tags), 12, 16) and cam.cam.dtype == np.float16
+        labels = labels_from_png((folder / f"pseudo_label/train/{sample.id}.png").read_bytes())
+        assert labels.shape == (48, 64)
+        assert set(np.unique(labels)) <= {0, 255, *(c + 1 for c in sample.tags)}
+    records = {path.stem: json.loads(path.read_text()) for path in (folder / "evaluate").glob("*.json")}
+    assert set(records) == {"cam-val", "cam_crf-val", "pseudo_mask-val", "segmentation-val"}
+    assert summary["miou"] == {name: record["miou"] for name, record in records.items()}
+    cam_record = records["cam-val"]
+    assert cam_record["tags"] == "given" and cam_record["threshold"]["rule"] == "fixed" and cam_record["n_images"] == 4
+    assert len(cam_record["curve"]["t"]) == 60
+    assert cam_record["oracle"]["miou"] >= cam_record["miou"] - 1e-9
+    assert records["segmentation-val"]["tags"] == "none" and records["segmentation-val"]["threshold"] is None
+    assert records["cam_crf-val"]["crf"]["iterations"] == 10
+
+
+def test_scores_are_those_of_the_written_predictions(recipe: Recipe, trained: dict[str, Path]) -> None:
+    """The record of the network, counted again from the PNG files by hand."""
+    folder = trained["run"]
+    with trusted("scorer", __name__):
+        truth = open_truth(recipe.data, "val", opener="scorer")
+    confusion = Confusion(3)
+    for sample_id in truth.ids:
+        path = folder / f"evaluate/segmentation/val/{sample_id}.png"
+        confusion.add(truth.mask(sample_id), labels_from_png(path.read_bytes()))
+    record = json.loads((folder / "evaluate/segmentation-val.json").read_text())
+    assert record["miou"] == pytest.approx(confusion.scores().miou)
+
+
+def test_finished_images_are_not_made_again(recipe: Recipe, trained: dict[str, Path]) -> None:
+    folder = trained["run"]
+    (folder / "cam/train/001.npz").unlink()
+    (folder / "pseudo_label/val/009.png").unlink()
+    assert make_cams.run(recipe, folder, stage="cam", progress=SILENT)["n_images"] == 1
+    assert pseudo_label.run(recipe, folder, stage="pseudo_label", progress=SILENT)["n_images"] == 1
+
+
+@pytest.mark.parametrize("rule", ["otsu", "validation_split"])
+def test_threshold_rules_say_where_t_came_from(recipe: Recipe, trained: dict[str, Path], rule: str) -> None:
+    config = replace(recipe, pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule=rule)))  # type: ignore[arg-type]
+    chosen = pseudo_label.choose_threshold(config, trained["run"], SILENT)
+    assert chosen.rule == rule and 0 < chosen.t < 1
+    assert ("2 images" in chosen.provenance) == (rule == "validation_split")
+
+
+def test_validation_split_without_a_tune_list(recipe: Recipe, trained: dict[str, Path]) -> None:
+    data = replace(recipe.data, tune=None)
+    config = replace(recipe, data=data, pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig("validation_split")))
+    with pytest.raises(SealedTruthError, match=r"data\.tune"):
+        pseudo_label.choose_threshold(config, trained["run"], SILENT)
+
+
+def test_a_method_that_opens_truth_is_stopped(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way it tries: through the reader of masks or straight from the file."""
+    from PIL import Image
+
+    def by_reader(model: object, batch: object, moment: object) -> dict[str, torch.Tensor]:
+        open_truth(recipe.data, "train", opener="full_supervision")
+        return {}
+
+    def by_file(model: object, batch: object, moment: object) -> dict[str, torch.Tensor]:
+        Image.open(Path(recipe.data.root) / "SegmentationClass/000.png")
+        return {}
+
+    for leak in (by_reader, by_file):
+        monkeypatch.setattr(cam_method, "losses", leak)
+        with pytest.raises(SealedTruthError):
+            train_classifier.run(recipe, tmp_path, stage="train", progress=SILENT)
+        assert not (tmp_path / "train/classifier.pt").exists()
+
+
+def test_full_supervision_learns_from_truth_and_only_when_asked(recipe: Recipe, trained: dict[str, Path]) -> None:
+    folder = trained["run"]
+    weak = train_segmentation.label_source(recipe, folder)
+    full = train_segmentation.label_source(replace(recipe, train_seg=SegConfig(supervision="full")), folder)
+    sample = read(recipe.data, "train").samples[0]
+    assert isinstance(weak, train_segmentation.PseudoMasks)
+    mask = full(sample)
+    assert set(np.unique(mask)) == {0, sample.tags[0] + 1} and (mask > 0).sum() == 24 * 24
+
+
+def test_stages_out_of_order_say_which_is_missing(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no model at .*classifier.pt: has its training stage finished"):
+        make_cams.run(recipe, tmp_path, stage="cam", progress=SILENT)
+    with pytest.raises(DataError, match="run the cam stage again"):
+        pseudo_label.write_mask(
+            read(recipe.data, "train").samples[0], recipe=recipe, folder=tmp_path, split="train", n_classes=3, t=0.3
+        )
+
+
+def test_an_image_without_tags_becomes_all_background(recipe: Recipe, trained: dict[str, Path]) -> None:
+    labels = labels_from_png((trained["run"] / "pseudo_label/train/003.png").read_bytes())
+    assert read(recipe.data, "train").samples[3].tags == () and not labels.any()
+
+
+def test_unknown_method_names_those_there_are(recipe: Recipe, tmp_path: Path) -> None:
+    config = replace(recipe, train=replace(recipe.train, method="seem"))
+    with pytest.raises(ConfigError, match="unknown training method 'seem': expected one of .*cam"):
+        train_classifier.run(config, tmp_path, stage="train", progress=SILENT)
+
+
+def test_a_damaged_cam_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(DataError, match="run the cam stage again"):
+        read_cam(tmp_path / "x.npz")
+
+
+def test_cam_file_round_trip(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).random((2, 3, 4)).astype(np.float16)
+    file = CamFile(np.array([1, 5], np.int32), maps, 10, 14, np.array([0.5, 0.25], np.float32))
+    file.save(tmp_path / "a/b.npz")
+    back = read_cam(tmp_path / "a/b.npz")
+    assert np.array_equal(back.cam, maps) and (back.height, back.width) == (10, 14)
+    assert back.cam01().shape == (2, 10, 14) and back.cam01().max() <= 1
+
+
+def test_crf_can_be_left_out(recipe: Recipe, trained: dict[str, Path]) -> None:
+    config = replace(recipe, pseudo_label=PseudoLabelConfig(crf=None))
+    dataset = read(recipe.data, "val")
+    from weakseg.threshold import fixed
+
+    records = evaluate.score_split(config, trained["run"], dataset, (), fixed(0.3), SILENT)
+    assert set(records) == {"cam", "pseudo_mask"} and records["pseudo_mask"]["crf"] is None
+    assert CrfConfig().iterations == 10
