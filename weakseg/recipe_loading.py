@@ -1,0 +1,128 @@
+"""Recipes by name or file, and their overrides from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import tyro
+
+from weakseg.errors import ConfigError
+from weakseg.recipe import CrfConfig, Recipe
+
+PACKAGE = "training.recipes"
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the training stage; empty when it is not installed."""
+    spec = find_spec(PACKAGE)
+    found = spec.submodule_search_locations if spec is not None else None
+    return sorted(module.name for module in iter_modules(found or []))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of a name (`wsss_mini`, `wsss-mini`) or of a Python file that defines RECIPE.
+
+    Raises:
+        ConfigError: no such recipe, or the file defines none.
+    """
+    if name.endswith(".py"):
+        recipe = _from_file(Path(name))
+    else:
+        module = name.replace("-", "_")
+        if module not in recipe_names():
+            near = difflib.get_close_matches(module, recipe_names(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(recipe_names())} or a .py file"
+            raise ConfigError(f"unknown recipe {name!r}: {hint}")
+        recipe = getattr(import_module(f"{PACKAGE}.{module}"), "RECIPE", None)
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"{name}: expected it to define RECIPE = Recipe(...), got {type(recipe).__name__}")
+    return recipe
+
+
+def override(recipe: Recipe, arguments: Sequence[str], *, prog: str = "weakseg run RECIPE") -> Recipe:
+    """The recipe with `--section.key value` applied; `--pseudo_label.crf none` leaves the CRF out.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest ones, or a value of another type.
+        SystemExit: after `--help` has printed every key with its meaning and value.
+    """
+    recipe, arguments = _switch_crf(recipe, arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            changed, unknown = tyro.cli(
+                Recipe,
+                default=recipe,
+                args=arguments,
+                prog=prog,
+                use_underscores=True,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(said.getvalue())) from None
+    if unknown:
+        raise _unknown_key(unknown[0], recipe)
+    return changed
+
+
+def _from_file(path: Path) -> object:
+    if not path.is_file():
+        raise ConfigError(f"expected a recipe in {path}, got no such file")
+    spec = spec_from_file_location("weakseg_recipe", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # someone else's code: whatever it raises is a fault of the recipe
+        raise ConfigError(f"{path}: the recipe does not run: {type(error).__name__}: {error}") from error
+    return getattr(module, "RECIPE", None)
+
+
+def _switch_crf(recipe: Recipe, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """The one section that can be absent. tyro has no flag for that, so it is switched off or on before."""
+    rest = list(arguments)
+    keys = [argument.replace("-", "_") for argument in rest]
+    if "__pseudo_label.crf" in keys:
+        at = keys.index("__pseudo_label.crf")
+        if keys[at + 1 : at + 2] not in (["none"], ["None"]):
+            raise ConfigError(
+                "--pseudo_label.crf is a section: expected `none`, or one of its keys as in "
+                "--pseudo_label.crf.iterations 5"
+            )
+        del rest[at : at + 2]
+        return replace(recipe, pseudo_label=replace(recipe.pseudo_label, crf=None)), rest
+    if recipe.pseudo_label.crf is None and any(key.startswith("__pseudo_label.crf.") for key in keys):
+        return replace(recipe, pseudo_label=replace(recipe.pseudo_label, crf=CrfConfig())), rest
+    return recipe, rest
+
+
+def _unknown_key(key: str, recipe: Recipe) -> ConfigError:
+    known = list(_keys(asdict(recipe)))
+    near = difflib.get_close_matches(key.lstrip("-").partition("=")[0].replace("-", "_"), known, n=1)
+    hint = f"did you mean --{near[0]}?" if near else "`weakseg run RECIPE --help` lists all"
+    return ConfigError(f"unknown key {key}: {hint}")
+
+
+def _keys(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        yield from _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+
+def _one_line(boxed: str) -> str:
+    """tyro's message about a value, without frame, title and advice."""
+    lines = [re.sub(r"[╭╮╰╯│─]+|[-+|]{3,}|^\||\|$", " ", line).strip() for line in boxed.splitlines()]
+    text = " ".join(line for line in lines[1:] if line)
+    return text.partition(" For full helptext")[0].partition(" Argument helptext")[0].strip()
