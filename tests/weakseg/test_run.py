@@ -1,0 +1,231 @@
+"""The orchestrator with stages that only leave traces; the real ones are tested where they live."""
+
+import json
+import multiprocessing
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from weakseg import cli
+from weakseg.errors import DatasetError, TrainingError, UsageError
+from weakseg.progress import Progress
+from weakseg.recipe import DataConfig, EvaluateConfig, OptimConfig, Recipe, TrainConfig
+from weakseg.run import run
+from weakseg.stages import STAGES, plan, stage_keys
+
+SILENT = Progress("silent")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Two images in folders of their classes, with true masks."""
+    for name in ("cat/a", "dog/b"):
+        path = tmp_path / "data" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+        mask = tmp_path / "masks" / f"{name}.png"
+        mask.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(mask)
+    data = DataConfig(root=str(tmp_path / "data"), format="folder", masks=str(tmp_path / "masks"))
+    return Recipe(name="test", data=data, evaluate=EvaluateConfig(splits=("train",)))
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Every stage writes a file named by its seed; returns the list of stages that really ran."""
+    calls = []
+
+    def stage_run(recipe, folder, *, stage, progress):
+        calls.append(stage)
+        (folder / stage / f"seed-{recipe.seed}").write_text("")
+        if recipe.seed == 13:
+            raise TrainingError("loss is not finite")
+        return {"n_images": 2, "loss": 0.5}
+
+    module = ModuleType("stage_for_tests")
+    module.run = stage_run
+    monkeypatch.setitem(sys.modules, "stage_for_tests", module)
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, module="stage_for_tests"))
+    return calls
+
+
+def again(ran, recipe, folder, **options):
+    ran.clear()
+    run(recipe, folder, progress=SILENT, **options)
+    return list(ran)
+
+
+def test_stages_run_in_order_and_once(recipe, ran, tmp_path):
+    folder = tmp_path / "run"
+    done = run(recipe, folder, progress=SILENT)
+    assert ran == plan(recipe) == list(done)
+    assert "train_seg_full" not in ran
+    assert again(ran, recipe, folder) == []
+
+
+def test_done_says_what_happened(recipe, ran, tmp_path):
+    run(recipe, tmp_path / "run", progress=SILENT)
+    done = json.loads((tmp_path / "run/train/done.json").read_text())
+    assert done["summary"] == {"n_images": 2, "loss": 0.5}
+    assert done["n_images"] == 2
+    assert done["seconds"] >= 0
+    assert set(done) == {"key", "seconds", "cpu_seconds", "n_images", "images_per_s", "summary"}
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["format"] == "folder"
+    assert json.loads((tmp_path / "run/environment.json").read_text())["seed"] == 0
+
+
+def test_the_upper_bound_is_a_stage_of_its_own(recipe, ran, tmp_path):
+    run(replace(recipe, upper_bound=True), tmp_path / "run", progress=SILENT)
+    assert "train_seg_full" in ran
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"seed": 1}, "train"),
+        ({"train": TrainConfig(optim=OptimConfig(lr=0.5))}, "train"),
+        ({"cam": replace(Recipe("x").cam, flip=False)}, "cam"),
+        ({"cam": replace(Recipe("x").cam, normalisation="minmax")}, "pseudo_label"),
+        ({"pseudo_label": replace(Recipe("x").pseudo_label, band=0.1)}, "pseudo_label"),
+        ({"train_seg": replace(Recipe("x").train_seg, balance="none")}, "train_seg"),
+        ({"evaluate": EvaluateConfig(splits=("train",), boundary_px=1)}, "evaluate"),
+        ({"export": replace(Recipe("x").export, max_side=512)}, "bundle"),
+        ({"train": TrainConfig(optim=OptimConfig(workers=0, checkpoint_every_s=1))}, None),
+    ],
+)
+def test_a_change_reruns_what_depends_on_it(recipe, ran, tmp_path, change, first):
+    folder = tmp_path / "run"
+    run(recipe, folder, progress=SILENT)
+    expected = [] if first is None else plan(recipe)[plan(recipe).index(first) :]
+    assert again(ran, replace(recipe, **change), folder) == expected
+
+
+def test_another_image_reruns_everything_and_another_mask_the_scores(recipe, ran, tmp_path):
+    folder = tmp_path / "run"
+    run(recipe, folder, progress=SILENT)
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "masks/cat/a.png")
+    assert again(ran, recipe, folder) == ["evaluate", "bundle", "report"]
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "data/dog/c.png")
+    assert again(ran, recipe, folder) == plan(recipe)
+
+
+def test_moving_the_dataset_changes_nothing(recipe, tmp_path):
+    before = stage_keys(recipe)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    moved = replace(recipe, data=replace(recipe.data, root=str(tmp_path / "elsewhere")))
+    assert stage_keys(moved) == before
+
+
+def test_a_failed_stage_goes_on_in_its_folder_and_other_settings_empty_it(recipe, ran, tmp_path):
+    folder = tmp_path / "run"
+    unlucky = replace(recipe, seed=13)
+    with pytest.raises(TrainingError):
+        run(unlucky, folder, progress=SILENT)
+    (folder / "train/checkpoint.pt").write_text("half way")
+    with pytest.raises(TrainingError):
+        run(unlucky, folder, progress=SILENT)
+    assert (folder / "train/checkpoint.pt").is_file()
+    assert not (folder / "train/done.json").exists()
+    run(recipe, folder, progress=SILENT)
+    assert sorted(path.name for path in (folder / "train").iterdir()) == ["done.json", "seed-0", "started.json"]
+
+
+def test_a_damaged_done_file_counts_as_absent(recipe, ran, tmp_path):
+    run(recipe, tmp_path / "run", progress=SILENT)
+    (tmp_path / "run/cam/done.json").write_text("{")
+    assert again(ran, recipe, tmp_path / "run") == ["cam"]
+
+
+def test_from_runs_a_stage_and_all_after_it_anew(recipe, ran, tmp_path):
+    run(recipe, tmp_path / "run", progress=SILENT)
+    assert again(ran, recipe, tmp_path / "run", first="evaluate") == ["evaluate", "bundle", "report"]
+
+
+def test_only_needs_its_inputs(recipe, ran, tmp_path):
+    with pytest.raises(UsageError, match="cam reads the results of train"):
+        run(recipe, tmp_path / "run", only="cam", progress=SILENT)
+    assert again(ran, recipe, tmp_path / "run", only="train") == ["train"]
+    assert again(ran, recipe, tmp_path / "run", only="cam") == ["cam"]
+
+
+def test_an_unknown_stage_lists_the_known(recipe, tmp_path):
+    with pytest.raises(UsageError, match="expected a stage of this recipe .train, cam"):
+        run(recipe, tmp_path / "run", first="crf", progress=SILENT)
+
+
+def test_a_missing_dataset_leaves_no_folder(recipe, ran, tmp_path):
+    gone = replace(recipe, data=replace(recipe.data, root=str(tmp_path / "gone")))
+    with pytest.raises(DatasetError):
+        run(gone, tmp_path / "run", progress=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
+def hold(folder, ready, leave):
+    from weakseg.run import _locked
+
+    with _locked(folder):
+        ready.set()
+        leave.wait(30)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe, ran, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, leave = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", ready, leave))
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(UsageError, match="in use by another run"):
+        run(recipe, tmp_path / "run", progress=SILENT)
+    leave.set()
+    process.join(30)
+    assert run(recipe, tmp_path / "run", progress=SILENT)
+
+
+def recipe_file(tmp_path, recipe):
+    path = tmp_path / "mine.py"
+    names = "Recipe, DataConfig, EvaluateConfig"
+    data = f"DataConfig(root={recipe.data.root!r}, format='folder', masks={recipe.data.masks!r})"
+    path.write_text(
+        f"from weakseg.recipe import {names}\n"
+        f"RECIPE = Recipe(name='mine', data={data}, evaluate=EvaluateConfig(splits=('train',)))\n"
+    )
+    return str(path)
+
+
+def test_the_verb_prints_times_and_takes_overrides(recipe, ran, tmp_path, capsys):
+    arguments = ["run", recipe_file(tmp_path, recipe), "--folder", str(tmp_path / "run"), "--train.optim.lr", "0.25"]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "pseudo_label" in out
+    assert "train: done in" in err
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["train"]["optim"]["lr"] == 0.25
+    assert cli.main(arguments) == 0
+    assert "train: up to date" in capsys.readouterr().err
+
+
+def test_json_is_all_there_is(recipe, ran, tmp_path, capsys):
+    arguments = ["train", recipe_file(tmp_path, recipe), "--folder", str(tmp_path / "run"), "--json"]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert list(json.loads(out)["stages"]) == ["train"]
+    assert ran == ["train"]
+
+
+def test_a_typo_in_a_key_exits_with_2_and_touches_nothing(recipe, ran, tmp_path, capsys):
+    arguments = ["run", recipe_file(tmp_path, recipe), "--folder", str(tmp_path / "run"), "--train.optim.lrr", "1"]
+    assert cli.main(arguments) == 2
+    assert "did you mean --train.optim.lr" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_without_a_recipe_lists_them(capsys):
+    assert cli.main(["run", "--help"]) == 0
+    assert "wsss_mini" in capsys.readouterr().out
+    assert cli.main(["run"]) == 2

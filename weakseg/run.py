@@ -1,0 +1,185 @@
+"""`weakseg run RECIPE`: the stages of a recipe in order; what is done is skipped, what was killed goes on.
+
+A stage is done when `<stage>/done.json` is there with the stage's key. It is written last. `<stage>/started.json` holds
+the key of an attempt under way: another key there means that the folder holds results of other settings, and it is
+emptied before the stage runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from weakseg.environment import describe
+from weakseg.errors import UsageError
+from weakseg.files import write_json_atomic
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+from weakseg.recipe_loading import load_recipe, override, recipe_names
+from weakseg.run_folder import read_evaluations, read_json
+from weakseg.stages import STAGES, plan, stage_keys
+from weakseg.text import table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry of `weakseg run` and of the verbs that run one stage."""
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    if args.recipe is None:
+        parser.print_help()
+        return 0 if args.help else UsageError.exit_code
+    overrides += ["--help"] if args.help else []
+    recipe = override(load_recipe(args.recipe), overrides, prog=f"weakseg run {args.recipe}")
+    folder = args.folder or Path("runs") / recipe.name
+    progress = Progress("silent" if args.json else "auto")
+    done = run(recipe, folder, only=args.only, first=args.first, progress=progress)
+    if args.json:
+        print(json.dumps({"folder": str(folder), "recipe": recipe.name, "stages": done}))
+    else:
+        print(summary(folder, done))
+    return 0
+
+
+def run(
+    recipe: Recipe, folder: Path, *, only: str | None = None, first: str | None = None, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Run the stages that are not done; returns {stage: done.json}.
+
+    Args:
+        only: this stage alone; its inputs must be done.
+        first: this stage and all after it run anew, done or not.
+    Raises:
+        UsageError: an unknown stage, an input of `only` that is not done, or a run folder in use.
+    """
+    for name in (only, first):
+        if name is not None and name not in plan(recipe):
+            raise UsageError(f"expected a stage of this recipe ({', '.join(plan(recipe))}), got {name!r}")
+    keys = stage_keys(recipe)
+    if only is not None:
+        _require_inputs(only, folder, keys)
+    names = [only] if only is not None else list(keys)
+    with _locked(folder):
+        write_json_atomic(folder / "config.json", asdict(recipe))
+        write_json_atomic(folder / "environment.json", describe(recipe.seed))
+        for name in names[names.index(first) :] if first is not None else []:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return {name: run_stage(name, recipe, folder, keys[name], progress) for name in names}
+
+
+def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progress) -> dict[str, Any]:
+    """One stage, unless it is done; returns its done.json."""
+    done = folder / name / "done.json"
+    if _key_of(done) == key:
+        progress.say(f"{name}: up to date")
+        return dict(read_json(done))
+    started = folder / name / "started.json"
+    if _key_of(started) != key:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    done.unlink(missing_ok=True)
+    write_json_atomic(started, {"key": key})
+    progress.say(f"{name}: started")
+    began, cpu_began = time.monotonic(), _cpu_seconds()
+    result = import_module(STAGES[name].module).run(recipe, folder, stage=name, progress=progress)
+    seconds, n_images = time.monotonic() - began, result["n_images"]
+    record = {
+        "key": key,
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(_cpu_seconds() - cpu_began, 3),
+        "n_images": n_images,
+        "images_per_s": round(n_images / seconds, 3) if n_images else None,
+        "summary": result,
+    }
+    write_json_atomic(done, record)
+    progress.say(f"{name}: done in {seconds:.1f} s" + (f", {n_images / seconds:.1f} images/s" if n_images else ""))
+    return record
+
+
+def summary(folder: Path, done: dict[str, dict[str, Any]]) -> str:
+    """What a run came to: time a stage, mIoU of every evaluation, the report's path."""
+    times = [
+        [name, f"{record['seconds']:.1f} s", "" if record["images_per_s"] is None else f"{record['images_per_s']:.1f}"]
+        for name, record in done.items()
+    ]
+    parts = [table(["stage", "time", "images/s"], times)]
+    scores = score_rows(folder)
+    if scores:
+        parts.append(table(["mIoU of", "split", "tags", "threshold", "mIoU"], scores))
+    if (folder / "report.html").is_file():
+        parts.append(f"report: {folder / 'report.html'}")
+    return "\n\n".join(parts)
+
+
+def score_rows(folder: Path) -> list[list[str]]:
+    """[what, split, tags, threshold rule, mIoU in %] of each evaluation of a run."""
+    rows = []
+    for record in read_evaluations(folder):
+        threshold = record["threshold"]
+        rule = "-" if threshold is None else f"{threshold['rule']} t = {threshold['t']:.2f}"
+        miou = "-" if record["miou"] is None else f"{100 * record['miou']:.1f}"
+        rows.append([record["what"], record["split"], record["tags"], rule, miou])
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weakseg run",
+        description="Run the stages of a recipe: " + " -> ".join(STAGES),
+        epilog=f"Recipes: {', '.join(recipe_names())}. Any key of a recipe can be set: --train.optim.lr 0.02; "
+        "`weakseg run RECIPE --help` lists them.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a name, or a Python file that defines RECIPE")
+    parser.add_argument("-h", "--help", action="store_true", help="after a recipe: every key of it")
+    parser.add_argument("--folder", type=Path, help="where results go (default: runs/<recipe>)")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and all after it anew")
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    return parser
+
+
+def _require_inputs(name: str, folder: Path, keys: dict[str, str]) -> None:
+    for needed in STAGES[name].inputs:
+        if needed in keys and _key_of(folder / needed / "done.json") != keys[needed]:
+            raise UsageError(
+                f"{name} reads the results of {needed}, and {folder / needed} has none for this recipe: "
+                f"run that stage first, or the whole recipe with `weakseg run`"
+            )
+
+
+def _key_of(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run a folder at a time; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder} is in use by another run: wait for it, or choose another --folder") from None
+    finally:
+        os.close(lock)

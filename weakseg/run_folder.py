@@ -1,0 +1,44 @@
+"""Reading a run folder; its layout is in docs/architecture.md. No torch, no true masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from weakseg.errors import DataError
+
+STEPS = ("cam", "cam_crf", "pseudo_mask", "segmentation", "segmentation_full")  # `what` of evaluations, in order
+
+
+def read_json(path: Path) -> Any:
+    """Raises DataError when the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON file that a run wrote, got: {error}") from error
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The records of evaluate/*.json, in the order of the chain, splits by name; empty before that stage."""
+    records = [
+        read_json(path) for path in sorted((folder / "evaluate").glob("*.json")) if path.stem.partition("-")[0] in STEPS
+    ]
+    return sorted(records, key=lambda record: STEPS.index(record["what"]))
+
+
+def read_timings(folder: Path, stages: list[str]) -> dict[str, dict[str, Any]]:
+    """{stage: done.json} of the finished stages."""
+    return {name: read_json(folder / name / "done.json") for name in stages if (folder / name / "done.json").is_file()}
+
+
+def read_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The rows of <stage>/metrics.jsonl; empty when there is none. A last line cut off by a crash is left out."""
+    path = folder / stage / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

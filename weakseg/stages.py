@@ -1,0 +1,147 @@
+"""The stages of a run in order, and the key that says whether a finished one still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from weakseg.datasets import read
+from weakseg.datasets.truth import masks_folder
+from weakseg.recipe import Recipe
+
+SCHEMA = 1  # raise it when a stage computes something else from the same recipe: finished stages then run again
+WITHOUT_EFFECT = {"workers", "checkpoint_every_s"}  # of OptimConfig: they change how, not what
+
+
+@dataclass(frozen=True)
+class Stage:
+    """module: has `run(recipe, folder, *, stage, progress) -> summary`; named, so that weakseg does not import it.
+
+    inputs: stages whose results it reads.
+    settings: what of the recipe it depends on, beyond its inputs.
+    data: the splits whose images or tags it reads. truth: whether it opens true masks.
+    """
+
+    module: str
+    inputs: tuple[str, ...]
+    settings: Callable[[Recipe], Any]
+    data: Callable[[Recipe], tuple[str, ...]] = lambda _: ()
+    truth: Callable[[Recipe], bool] = lambda _: False
+
+
+def all_splits(recipe: Recipe) -> tuple[str, ...]:
+    """The training split first, then the scored ones, each once."""
+    return tuple(dict.fromkeys([recipe.data.train, *recipe.evaluate.splits]))
+
+
+def _train_split(recipe: Recipe) -> tuple[str, ...]:
+    return (recipe.data.train,)
+
+
+def _tuned(recipe: Recipe) -> bool:
+    return recipe.pseudo_label.threshold.rule == "validation_split"
+
+
+def _pseudo_label_settings(recipe: Recipe) -> Any:
+    tuning = [recipe.data.tune, recipe.data.scored_classes] if _tuned(recipe) else []
+    return [recipe.pseudo_label, recipe.cam.normalisation, *tuning]
+
+
+STAGES: Mapping[str, Stage] = {
+    "train": Stage("training.train_classifier", (), lambda r: [r.backbone, r.train], _train_split),
+    "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
+    "pseudo_label": Stage("training.pseudo_label", ("cam",), _pseudo_label_settings, truth=_tuned),
+    "train_seg": Stage(
+        "training.train_segmentation",
+        ("train", "pseudo_label"),
+        lambda r: [r.train_seg],
+        truth=lambda r: r.train_seg.supervision == "full",
+    ),
+    "train_seg_full": Stage(
+        "training.train_segmentation", ("train",), lambda r: [r.train_seg], _train_split, truth=lambda _: True
+    ),
+    "evaluate": Stage(
+        "training.evaluate",
+        ("cam", "pseudo_label", "train_seg", "train_seg_full"),
+        lambda r: [r.evaluate, r.data.scored_classes],
+        all_splits,
+        truth=lambda _: True,
+    ),
+    "bundle": Stage(
+        "export.bundle_from_run", ("train", "pseudo_label", "train_seg", "evaluate"), lambda r: [r.name, r.export]
+    ),
+    "report": Stage("weakseg.report", ("evaluate", "bundle"), lambda r: [r.name]),
+}
+
+
+def plan(recipe: Recipe) -> list[str]:
+    """Names of the recipe's stages, in order."""
+    return [name for name in STAGES if name != "train_seg_full" or recipe.upper_bound]
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """{stage: sha256} over its settings, the seed, its data and the keys of its inputs: equal keys, equal results.
+
+    Raises:
+        DatasetError: the data cannot be read; every image is looked at (its size), none is decoded.
+    """
+    splits = {split: _data_fingerprint(recipe, split) for split in all_splits(recipe)}
+    masks = _masks_fingerprint(recipe)
+    weights = _file_hash(recipe.backbone.weights)
+    keys: dict[str, str] = {}
+    for name in plan(recipe):
+        stage = STAGES[name]
+        keys[name] = _sha256(
+            {
+                "schema": SCHEMA,
+                "stage": name,
+                "seed": recipe.seed,
+                "settings": _plain(stage.settings(recipe)),
+                "weights": weights,
+                "data": [splits[split] for split in stage.data(recipe)],
+                "masks": masks if stage.truth(recipe) else None,
+                "inputs": [keys[other] for other in stage.inputs if other in keys],
+            }
+        )
+    return keys
+
+
+def _data_fingerprint(recipe: Recipe, split: str) -> str:
+    dataset = read(recipe.data, split)
+    samples = [[sample.id, sample.tags, sample.image.stat().st_size] for sample in dataset]
+    return _sha256([split, dataset.classes.names, samples])
+
+
+def _masks_fingerprint(recipe: Recipe) -> list[list[Any]] | None:
+    """Names and sizes; the sealed files themselves stay closed."""
+    folder = masks_folder(recipe.data)
+    if folder is None or not folder.is_dir():
+        return None
+    return sorted([str(path.relative_to(folder)), path.stat().st_size] for path in folder.rglob("*.png"))
+
+
+def _file_hash(name: str | None) -> str | None:
+    """Content of a weights file; a name such as `imagenet` stands for itself."""
+    if name is None or not Path(name).is_file():
+        return name
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, without what has no effect on results."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
