@@ -1,0 +1,248 @@
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from weakseg.bundle import check_graph, find_version, natural_order, open_bundle, write
+from weakseg.classes import ClassTable
+from weakseg.errors import BundleError
+from weakseg.manifest import manifest_from_bytes, manifest_to_bytes, palette_for
+
+TOY = Path(__file__).parents[1] / "data" / "bundles" / "toy" / "1"
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return Path(shutil.copytree(TOY, tmp_path / "models" / "toy" / "1"))
+
+
+def edit(folder: Path, change) -> None:
+    """Change the manifest's JSON in place."""
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def rehash(folder: Path, name: str, data: bytes) -> None:
+    """Put other content under a file's name and make the manifest agree."""
+    (folder / name).write_bytes(data)
+    edit(folder, lambda m: m["files"].update({name: hashlib.sha256(data).hexdigest()}))
+
+
+def graph(nodes=None, weights=(), domain="") -> onnx.ModelProto:
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", "H", "W", 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 4, "h", "w"])
+    nodes = nodes or [helper.make_node("Cast", ["images"], ["logits"], to=1)]
+    opsets = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    return helper.make_model(helper.make_graph(nodes, "g", [images], [logits], list(weights)), opset_imports=opsets)
+
+
+def test_golden_bundle_of_schema_1():
+    opened = open_bundle(TOY)
+    assert opened.manifest.id == "toy/1"
+    assert opened.manifest.classes == ("red", "green", "blue")
+    assert opened.manifest.background.rule == "fixed"
+    assert opened.sha256 == hashlib.sha256((TOY / "manifest.json").read_bytes()).hexdigest()
+    assert opened.graph_paths()["segmentation"].is_file()
+
+
+def test_manifest_round_trip():
+    data = (TOY / "manifest.json").read_bytes()
+    assert manifest_to_bytes(manifest_from_bytes(data, "m")) == data
+
+
+def test_write_is_deterministic_and_reads_back(tmp_path):
+    manifest = open_bundle(TOY).manifest
+    files = {name: (TOY / name).read_bytes() for name in manifest.files}
+    made = write(tmp_path, manifest, files)
+    assert made.folder == tmp_path / "toy" / "1"
+    assert made.sha256 == open_bundle(TOY).sha256 == open_bundle(made.folder).sha256
+    assert write(tmp_path, manifest, files).sha256 == made.sha256  # over itself
+    assert [p.name for p in (tmp_path / "toy").iterdir()] == ["1"]
+
+
+def test_wrong_hash(toy):
+    data = bytearray((toy / "segmentation.onnx").read_bytes())
+    data[100] ^= 1
+    (toy / "segmentation.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"segmentation.onnx is damaged: expected sha256 .* got .*: copy"):
+        open_bundle(toy)
+
+
+def test_missing_file(toy):
+    (toy / "classifier.onnx").unlink()
+    with pytest.raises(BundleError, match=r"cannot read .*classifier.onnx.*No such file"):
+        open_bundle(toy)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../secret.onnx", "/etc/passwd", "a/../b.onnx", "a\\b.onnx", "C:/x.onnx", "./b.onnx", ""]
+)
+def test_paths_out_of_the_bundle(toy, name):
+    (toy.parent.parent / "secret.onnx").write_bytes(b"")
+    edit(toy, lambda m: m["files"].update({name: hashlib.sha256(b"").hexdigest()}))
+    with pytest.raises(BundleError, match="not to be trusted"):
+        open_bundle(toy)
+
+
+def test_link_out_of_the_bundle(toy, tmp_path):
+    outside = tmp_path / "outside.onnx"
+    shutil.move(toy / "segmentation.onnx", outside)
+    (toy / "segmentation.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        open_bundle(toy)
+
+
+def test_unlisted_graph(toy):
+    (toy / "extra.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"extra.onnx is a graph that the manifest does not list"):
+        open_bundle(toy)
+
+
+def test_external_data(toy):
+    weights = numpy_helper.from_array(np.zeros(9, np.float32), "w")
+    onnx.external_data_helper.set_external_data(weights, "../weights.bin")
+    weights.ClearField("raw_data")
+    rehash(toy, "segmentation.onnx", graph(weights=[weights]).SerializeToString())
+    with pytest.raises(BundleError, match=r"weights of 'w' are in another file"):
+        open_bundle(toy)
+
+
+def test_custom_operator(toy):
+    custom = graph([helper.make_node("Steal", ["images"], ["logits"], domain="evil")], domain="evil")
+    rehash(toy, "segmentation.onnx", custom.SerializeToString())
+    with pytest.raises(BundleError, match="custom operators are refused, got evil::Steal"):
+        open_bundle(toy)
+
+
+def test_not_a_graph(toy):
+    rehash(toy, "segmentation.onnx", b"GIF89a")
+    with pytest.raises(BundleError, match="expected an ONNX model"):
+        open_bundle(toy)
+
+
+def test_graph_of_another_kind():
+    with pytest.raises(
+        BundleError, match="expected the input images and the outputs scores, cam, got images and logits"
+    ):
+        check_graph(graph().SerializeToString(), ("scores", "cam"), "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=2), "expected schema_version 1, got 2: install a newer weakseg"),
+        (lambda m: m.update(schema_version=0), "got 0: export the model again"),
+        (lambda m: m.pop("schema_version"), "is this a model bundle"),
+        (lambda m: m.update(schema_version=True), "is this a model bundle"),
+        (lambda m: m.update(naem="x"), "unknown key 'naem', did you mean 'name'"),
+        (lambda m: m.pop("presence"), "the key 'presence' is missing"),
+        (lambda m: m.update(presence=2), "thresholds must lie in"),
+        (lambda m: m["background"].update(t=0), "thresholds must lie in"),
+        (lambda m: m.update(name="../x"), "name must be letters"),
+        (lambda m: m.update(version=""), "version must be letters"),
+        (lambda m: m.update(classes=["red", "red", "blue"]), "class names must differ"),
+        (lambda m: m.update(classes=["red"]), "palette must have 2 rows"),
+        (lambda m: m.update(palette=[[0, 0, 256]] * 4), "palette must have 4 rows of 0..255"),
+        (lambda m: m["input"].update(max_side=0), "max_side and stride must be at least 1"),
+        (lambda m: m["input"].update(policy="tile"), "manifest.input.policy must be 'fit' or 'refuse'"),
+        (lambda m: m.update(outputs=["depth"]), r"manifest.outputs\[0\] must be"),
+        (lambda m: m.update(outputs=[]), "outputs must not be empty"),
+        (lambda m: m["graphs"].pop("segmentation"), "output segmentation needs the graph segmentation"),
+        (lambda m: m["graphs"]["classifier"].update(outputs=["cam"]), "graph classifier must have the outputs"),
+        (lambda m: m["graphs"]["classifier"].update(views=0), "views must be at least 1"),
+        (lambda m: m["graphs"]["classifier"].update(file="other.onnx"), "not in `files`"),
+        (lambda m: m["files"].update({"classifier.onnx": "abc"}), "expected a SHA-256"),
+    ],
+)
+def test_manifests_that_are_refused(toy, change, message):
+    edit(toy, change)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(toy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 1}', "[" * 100000])
+def test_manifests_that_are_none(toy, text):
+    (toy / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"manifest.json: "):
+        open_bundle(toy)
+
+
+def test_find_version(toy, tmp_path):
+    models = tmp_path / "models"
+    for version in ("2", "10"):
+        shutil.copytree(toy, models / "toy" / version)
+    (models / "toy" / ".11.tmp").mkdir()
+    assert find_version(models / "toy" / "2").name == "2"
+    assert find_version(models / "toy").name == "10"
+    assert find_version(models).name == "10"
+    shutil.copytree(toy, models / "other" / "1")
+    with pytest.raises(BundleError, match=r"expected one model in .*, got 2 \(other, toy\)"):
+        find_version(models)
+
+
+def test_find_nothing(tmp_path):
+    with pytest.raises(BundleError, match="no such folder: run `weakseg export` first"):
+        find_version(tmp_path / "absent")
+    with pytest.raises(BundleError, match=r"expected manifest.json in"):
+        find_version(tmp_path)
+
+
+def test_natural_order():
+    names = ["10", "9", "v10", "v9", "1.10", "1.9", "a"]
+    assert sorted(names, key=natural_order) == ["1.9", "1.10", "9", "10", "a", "v9", "v10"]
+
+
+def test_disk_full_leaves_nothing(tmp_path, monkeypatch):
+    manifest = open_bundle(TOY).manifest
+    files = {name: (TOY / name).read_bytes() for name in manifest.files}
+
+    def full(self, data):
+        if self.name == "segmentation.onnx":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, data)
+
+    original = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BundleError, match="No space left on device: free some space"):
+        write(tmp_path, manifest, files)
+    assert list((tmp_path / "toy").iterdir()) == []
+
+
+def test_unwritable_target(tmp_path):
+    manifest = open_bundle(TOY).manifest
+    files = {name: (TOY / name).read_bytes() for name in manifest.files}
+    (tmp_path / "toy").write_text("a file where the folder should be")
+    with pytest.raises(BundleError, match="choose a folder that you may write to"):
+        write(tmp_path, manifest, files)
+
+
+def test_write_refuses_what_open_would_refuse(tmp_path):
+    manifest = open_bundle(TOY).manifest
+    files = {name: (TOY / name).read_bytes() for name in manifest.files}
+    with pytest.raises(BundleError, match="expected an ONNX model"):
+        write(tmp_path, manifest, files | {"segmentation.onnx": b"nothing"})
+    with pytest.raises(BundleError, match="not to be trusted"):
+        write(tmp_path, manifest, files | {"../out.txt": b""})
+    with pytest.raises(BundleError, match="name must be letters"):
+        write(tmp_path, replace(manifest, name="a/b"), files)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("n_classes", [1, 20, 254, 255, 300])
+def test_colours(n_classes):
+    table = ClassTable(tuple(f"c{i}" for i in range(n_classes)))
+    manifest = replace(open_bundle(TOY).manifest, classes=table.names, palette=palette_for(table))
+    colours = manifest.colours()
+    assert colours.shape == (256 if n_classes <= 254 else 65536, 3)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert colours[1].tolist() == [128, 0, 0]
+    assert colours[-1].tolist() == [224, 224, 192]

@@ -1,0 +1,171 @@
+"""The model bundle on disk: <models>/<name>/<version>/manifest.json and the graphs it lists.
+
+A bundle is opened only whole: every file has the hash that the manifest says, nothing points out of the folder, and the
+graphs use standard operators and hold their own weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from weakseg.errors import BundleError
+from weakseg.files import atomic_folder
+from weakseg.manifest import INPUT, Manifest, check_manifest, manifest_from_bytes, manifest_to_bytes
+from weakseg.onnx_wire import WireError, read_content
+
+MANIFEST = "manifest.json"
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+GRAPH_SUFFIXES = frozenset({".onnx", ".ort", ".plan", ".engine"})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. sha256: of manifest.json, which holds the hashes of all other files."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+
+    def graph_paths(self) -> dict[str, Path]:
+        return {name: self.folder / graph.file for name, graph in self.manifest.graphs.items()}
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Find, read and verify a bundle.
+
+    Args:
+        path: the folder of a version; or of a model: its latest version; or a folder that holds exactly one model.
+    Raises:
+        BundleError: nothing or too much there, or a bundle that is damaged or refused.
+    """
+    folder = find_version(Path(path))
+    data = _read(folder / MANIFEST)
+    manifest = manifest_from_bytes(data, str(folder / MANIFEST))
+    graphs = {graph.file: graph.outputs for graph in manifest.graphs.values()}
+    for name, digest in manifest.files.items():
+        content = _read(_inside(folder, name))
+        got = hashlib.sha256(content).hexdigest()
+        if got != digest:
+            raise BundleError(
+                f"{folder / name} is damaged: expected sha256 {digest[:12]}…, got {got[:12]}…: copy or export it again"
+            )
+        if name in graphs and name.endswith(".onnx"):
+            check_graph(content, graphs[name], str(folder / name))
+    _refuse_unlisted(folder, manifest)
+    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest())
+
+
+def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write <models>/<name>/<version>/ whole or not at all; an older bundle of that version is replaced.
+
+    Args:
+        manifest: its `files` are filled in here.
+        files: {relative path: content}.
+    Raises:
+        BundleError: the bundle would be refused on opening, or cannot be written.
+    """
+    manifest = replace(manifest, files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
+    check_manifest(manifest)
+    target = models / manifest.name / manifest.version
+    try:
+        with atomic_folder(target) as folder:
+            for name, data in files.items():
+                path = _inside(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            (folder / MANIFEST).write_bytes(manifest_to_bytes(manifest))
+            bundle = open_bundle(folder)
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "choose a folder that you may write to"
+        raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}: {hint}") from error
+    return replace(bundle, folder=target)
+
+
+def find_version(path: Path) -> Path:
+    """The version folder that a path means; see `open_bundle`."""
+    if (path / MANIFEST).is_file():
+        return path
+    if not path.is_dir():
+        raise BundleError(f"expected a model bundle at {path}, got no such folder: run `weakseg export` first")
+    versions = _versions(path)
+    if versions:
+        return versions[-1]
+    models = [folder for folder in _folders(path) if _versions(folder)]
+    if len(models) == 1:
+        return _versions(models[0])[-1]
+    if models:
+        names = ", ".join(folder.name for folder in models)
+        raise BundleError(f"expected one model in {path}, got {len(models)} ({names}): name one of them")
+    raise BundleError(f"expected {MANIFEST} in {path}, got none: is this the folder of a model bundle?")
+
+
+def natural_order(text: str) -> list[tuple[int, int, str]]:
+    """Sort key under which 9 < 10 and v2 < v10."""
+    parts = re.findall(r"\d+|\D+", text)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def check_graph(data: bytes, outputs: tuple[str, ...], where: str) -> None:
+    """Refuse an ONNX file that reaches outside itself, or is another graph than the manifest says.
+
+    Raises:
+        BundleError: not an ONNX model, external data, custom operators, other inputs or outputs.
+    """
+    try:
+        content = read_content(data)
+    except WireError as error:
+        raise BundleError(f"{where}: expected an ONNX model, got other or damaged data: {error}") from error
+    if content.external:
+        raise BundleError(
+            f"{where}: the weights of {content.external[0]!r} are in another file, which is refused: "
+            "save the graph with its weights inside"
+        )
+    custom = sorted({f"{domain}::{name}" for domain, name in content.operators if domain not in STANDARD_DOMAINS})
+    if custom:
+        raise BundleError(f"{where}: custom operators are refused, got {', '.join(custom[:5])}: use standard ones")
+    if content.inputs != [INPUT] or tuple(content.outputs) != outputs:
+        raise BundleError(
+            f"{where}: expected the input {INPUT} and the outputs {', '.join(outputs)}, "
+            f"got {', '.join(content.inputs)} and {', '.join(content.outputs)}: the manifest is of another graph"
+        )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a listed file; refused unless it is a plain path below the folder, links followed."""
+    pure = PurePosixPath(name)
+    plain = bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
+    if not plain or "\\" in name or ":" in name or "\0" in name:
+        raise BundleError(f"{folder}: expected paths inside the bundle, got {name!r}: this bundle is not to be trusted")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{folder}: {name} is a link out of the bundle, which is refused: copy the file itself")
+    return path
+
+
+def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in GRAPH_SUFFIXES and name not in manifest.files:
+            raise BundleError(f"{folder}: {name} is a graph that the manifest does not list: remove it or export again")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}: copy or export the bundle again") from error
+
+
+def _versions(model: Path) -> list[Path]:
+    """Version folders of a model, oldest first."""
+    found = [folder for folder in _folders(model) if (folder / MANIFEST).is_file()]
+    return sorted(found, key=lambda folder: natural_order(folder.name))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
