@@ -103,7 +103,7 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[n
         )
     try:
         image.load()
-        rgb = _rgb_from_pillow(image)
+        rgb = rgb_from_pillow(image)
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
@@ -130,7 +130,7 @@ def _pixel_data(data: bytes, file_format: str) -> bytes:
     return data
 
 
-def _rgb_from_pillow(image: Image.Image) -> NDArray[np.uint8]:
+def rgb_from_pillow(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

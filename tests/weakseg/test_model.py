@@ -1,0 +1,268 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from PIL import Image
+
+import weakseg
+from weakseg.bundle import open_bundle
+from weakseg.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    ImageError,
+    ModelFailedError,
+    OutputUnsupportedError,
+    UnknownClassError,
+)
+from weakseg.model import Model
+from weakseg.recipe import CrfConfig
+
+MODELS = Path(__file__).parents[1] / "data" / "bundles"
+RED, BLUE, IGNORE = 1, 3, 255
+
+
+@pytest.fixture(scope="module")
+def model():
+    with weakseg.load(MODELS / "toy", threads=1) as made:
+        yield made
+
+
+def picture(height: int = 16, width: int = 32) -> np.ndarray:
+    """Left half red, right half grey."""
+    image = np.full((height, width, 3), 128, dtype=np.uint8)
+    image[:, : width // 2] = [255, 0, 0]
+    return image
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class OneRunner:
+    """Gives every graph the same outputs."""
+
+    provider = "Fake"
+
+    def __init__(self, **outputs):
+        self.outputs = outputs
+
+    def run(self, graph, images):
+        return self.outputs
+
+    def close(self):
+        pass
+
+
+def test_segmentation_is_the_default(model):
+    result = model.segment(picture())
+    assert result.mask.dtype == np.uint8
+    np.testing.assert_array_equal(result.mask[:, :14], RED)
+    np.testing.assert_array_equal(result.mask[:, 18:], 0)
+    assert (result.model, result.model_sha256) == ("toy/1", open_bundle(MODELS).sha256)
+    assert result.scores == {}
+    assert result.pseudo_mask is None
+    assert set(result.seconds) == {"decode", "infer", "postprocess"}
+
+
+def test_everything_at_once(model):
+    result = model.segment(picture(), outputs=("segmentation", "cam", "pseudo_mask"))
+    assert result.scores == pytest.approx({"red": 1.0, "green": 0.0, "blue": 0.0})
+    assert result.present == ("red",)
+    assert list(result.heatmaps) == ["red"]
+    np.testing.assert_allclose(result.heatmaps["red"], np.repeat([[1, 1, 1, 1, 0, 0, 0, 0]], 4, axis=0), atol=1e-4)
+    assert result.pseudo_mask.shape == (16, 32)
+    assert set(np.unique(result.pseudo_mask)) == {0, RED, IGNORE}
+    assert result.threshold.rule == "fixed"
+    assert result.overlay().size == (32, 16)
+
+
+def test_pseudo_mask_thresholds_where_the_closed_form_says(model):
+    # Between the cell centres 13.5 and 17.5 the map falls from 1 to 0; t = 0.4 with a band of 20 % is 0.32 .. 0.48.
+    row = model.segment(picture(), outputs=["pseudo_mask"]).pseudo_mask[0]
+    cam01 = np.interp(np.arange(32), [13.5, 17.5], [1, 0])
+    expected = np.where(cam01 > 0.48, RED, np.where(cam01 > 0.32, IGNORE, 0))
+    np.testing.assert_array_equal(row, expected)
+
+
+def test_threshold_of_the_request(model):
+    high = model.segment(picture(), outputs=["pseudo_mask"], threshold=0.8)
+    low = model.segment(picture(), outputs=["pseudo_mask"], threshold=0.1)
+    assert (high.threshold.t, high.threshold.rule) == (0.8, "request")
+    assert (high.pseudo_mask == RED).sum() < (low.pseudo_mask == RED).sum()
+
+
+def test_views_are_divided_out(model):
+    single = model.segment(picture(), outputs=["cam"], cam="single").heatmaps["red"]
+    multi = model.segment(picture(), outputs=["cam"], cam="multiscale").heatmaps["red"]
+    np.testing.assert_array_equal(single, multi)
+
+
+def test_graphs_for(model):
+    def graphs(*outputs, **more):
+        return model.graphs_for(model.request(outputs=outputs, **more))
+
+    assert graphs("segmentation") == ("segmentation",)
+    assert graphs("cam") == ("classifier",)
+    assert graphs("pseudo_mask") == ("classifier_multiscale",)
+    assert graphs("pseudo_mask", "cam", "segmentation") == ("classifier_multiscale", "segmentation")
+    assert graphs("pseudo_mask", cam="single") == ("classifier",)
+
+
+def test_tags_decide_which_classes_are_shown(model):
+    result = model.segment(picture(), outputs=["cam", "pseudo_mask"], tags=["blue"])
+    assert list(result.heatmaps) == ["blue"]
+    assert RED not in result.pseudo_mask
+    none = model.segment(picture(), outputs=["cam", "pseudo_mask"], tags=[])
+    assert none.heatmaps == {}
+    assert (none.pseudo_mask == 0).all()
+    assert none.scores["red"] == pytest.approx(1.0)
+
+
+def test_absent_classes_by_score(model):
+    grey = model.segment(np.full((8, 8, 3), 90, np.uint8), outputs=["cam", "pseudo_mask"])
+    assert grey.present == ()
+    assert grey.heatmaps == {}
+    assert (grey.pseudo_mask == 0).all()
+
+
+def test_presence_counts_equality():
+    opened = open_bundle(MODELS)
+    cam = np.zeros((1, 3, 2, 2), np.float32)
+    made = Model(opened, OneRunner(scores=np.array([[0.5, 0.49, 0.51]], np.float32), cam=cam))
+    assert made.segment(picture(8, 8), outputs=["cam"]).present == ("red", "blue")
+
+
+def test_heatmap_max_side_and_classes(model):
+    result = model.segment(picture(32, 64), outputs=["cam"], heatmap_max_side=4)
+    assert result.heatmaps["red"].shape == (2, 4)
+    request = model.request(outputs=["cam"], heatmap_classes=["green"])
+    decoded = model.decode(picture())
+    assert list(model.finish(decoded, model.infer(decoded, request), request).heatmaps) == ["green"]
+
+
+def test_refine_uses_the_crf(model):
+    image = picture(24, 40)
+    rough = model.segment(image, outputs=["pseudo_mask"], tags=["red"], threshold=0.2)
+    fine = model.segment(image, outputs=["pseudo_mask"], tags=["red"], threshold=0.2, refine=True)
+    assert (rough.pseudo_mask[:, 20:] == RED).any()
+    assert not (fine.pseudo_mask[:, 20:] == RED).any()
+    manifest = replace(model.manifest, pseudo_label=replace(model.manifest.pseudo_label, crf=CrfConfig()))
+    with_crf = Model(replace(model.bundle, manifest=manifest), model.runner)
+    off = with_crf.segment(image, outputs=["pseudo_mask"], tags=["red"], threshold=0.2, refine=False)
+    np.testing.assert_array_equal(off.pseudo_mask, rough.pseudo_mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2), (200, 100), (65, 64)])
+def test_masks_have_the_images_size(model, shape):
+    result = model.segment(
+        np.zeros((*shape, 3), np.uint8), outputs=["segmentation", "pseudo_mask", "cam"], tags=["red"]
+    )
+    assert result.segmentation.shape == result.pseudo_mask.shape == shape
+    height, width = model.decode(np.zeros((*shape, 3), np.uint8)).prepared.shape[:2]
+    assert max(height, width) <= 64
+    assert result.heatmaps["red"].shape == (-(-height // 4), -(-width // 4))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_large_images_keep_the_layout(model, height, width):
+    image = np.full((height, width, 3), 128, dtype=np.uint8)
+    image[: height // 2] = [255, 0, 0]
+    mask = model.segment(image, outputs=["pseudo_mask"], tags=["red"]).pseudo_mask
+    margin = 4 * max(height, width, 64) // 64 + 1
+    assert (mask[: max(0, height // 2 - margin)] == RED).all()
+    assert (mask[height // 2 + margin :] == 0).all()
+
+
+def test_all_kinds_of_sources_agree(model, tmp_path):
+    image = picture()
+    (tmp_path / "a.png").write_bytes(png(image))
+    expected = model.segment(image).mask
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), png(image), Image.fromarray(image)):
+        np.testing.assert_array_equal(model.segment(source).mask, expected)
+
+
+def test_grey_and_rotated_images(model):
+    assert model.segment(np.zeros((5, 7), np.uint8)).mask.shape == (5, 7)
+    assert model.segment(Image.new("L", (7, 5))).mask.shape == (5, 7)
+    assert model.segment(Image.new("1", (7, 5))).mask.shape == (5, 7)
+    turned = Image.fromarray(picture())
+    turned.getexif()[0x0112] = 6
+    assert model.segment(turned).mask.shape == (32, 16)
+
+
+def test_segment_is_its_three_parts(model):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    outputs = ("cam", "pseudo_mask", "segmentation")
+    whole = model.segment(image, outputs=outputs)
+    request, decoded = model.request(outputs=outputs), model.decode(image)
+    parts = model.finish(decoded, model.infer(decoded, request), request)
+    np.testing.assert_array_equal(whole.segmentation, parts.segmentation)
+    np.testing.assert_array_equal(whole.pseudo_mask, parts.pseudo_mask)
+    assert whole.scores == parts.scores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"outputs": ["depth"]}, ConfigError, "outputs must be some of cam, pseudo_mask, segmentation"),
+        ({"outputs": []}, ConfigError, "outputs must be some of"),
+        ({"outputs": "cam"}, ConfigError, "outputs must be some of"),
+        ({"threshold": 1.0}, ConfigError, r"threshold must lie in \(0, 1\)"),
+        ({"threshold": float("nan")}, ConfigError, r"threshold must lie in"),
+        ({"heatmap_max_side": 0}, ConfigError, "heatmap_max_side"),
+        ({"cam": "triple"}, ConfigError, "unknown cam 'triple'"),
+        ({"tags": ["bleu"]}, UnknownClassError, "did you mean 'blue'"),
+        ({"tags": "blue"}, UnknownClassError, "list of class names"),
+    ],
+)
+def test_wrong_arguments(model, arguments, error, message):
+    with pytest.raises(error, match=message):
+        model.segment(picture(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        (b"no image", ImageError),
+        ("/no/such/file.jpg", ImageError),
+        (np.zeros((4, 4, 4), np.uint8), DataError),
+        (np.zeros((4, 4, 3)), DataError),
+        (np.zeros((0, 4, 3), np.uint8), DataError),
+        (7, DataError),
+    ],
+)
+def test_wrong_images(model, source, error):
+    with pytest.raises(error, match="expected"):
+        model.segment(source)
+
+
+def test_outputs_that_a_model_lacks(model):
+    graphs = {"classifier": model.manifest.graphs["classifier"]}
+    small = Model(
+        replace(model.bundle, manifest=replace(model.manifest, graphs=graphs, outputs=("cam", "pseudo_mask"))),
+        model.runner,
+    )
+    with pytest.raises(OutputUnsupportedError, match="has no segmentation: it has cam, pseudo_mask"):
+        small.segment(picture(), outputs=["segmentation"])
+    with pytest.raises(OutputUnsupportedError, match="no multi-scale"):
+        small.segment(picture(), outputs=["cam"], cam="multiscale")
+    assert small.segment(picture()).mask.shape == (16, 32)
+
+
+def test_a_model_that_gives_nan():
+    logits = np.full((1, 4, 4, 8), np.nan, np.float32)
+    with pytest.raises(ModelFailedError, match="not finite"):
+        Model(open_bundle(MODELS), OneRunner(logits=logits)).segment(picture())
+
+
+def test_load_of_nothing(tmp_path):
+    with pytest.raises(BundleError, match="no such folder"):
+        weakseg.load(tmp_path / "absent")

@@ -1,0 +1,345 @@
+"""A bundle that can be asked: `weakseg.load(bundle).segment(image)`, without a server.
+
+`segment` is decode, infer, finish in a row. The service runs the same three from its own pipeline, so that what it
+answers is what this module computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from weakseg.bundle import Bundle, open_bundle
+from weakseg.cam import normalise, upsample
+from weakseg.classes import ClassTable
+from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
+from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
+from weakseg.manifest import CLASSIFIER, MULTISCALE, OUTPUT_KINDS, SEGMENTATION, Manifest, OutputKind
+from weakseg.preprocess import prepare
+from weakseg.pseudo_mask import pseudo_mask
+from weakseg.recipe import CrfConfig, PseudoLabelConfig
+from weakseg.result import Result
+from weakseg.runners import Runner, open_runner
+from weakseg.segmentation import labels_from_logits
+from weakseg.threshold import Threshold
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Source: TypeAlias = "str | Path | bytes | Image | NDArray[Any]"  # a file, its bytes, or pixels
+GraphOutputs = Mapping[str, Mapping[str, NDArray[np.float32]]]  # {graph: {output: array without the batch axis}}
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image, (H, W, 3) uint8 RGB upright, and what the network sees of it, (h, w, 3) uint8."""
+
+    rgb: NDArray[np.uint8]
+    prepared: NDArray[np.uint8]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute of an image; made by `Model.request`, which checks it.
+
+    tags: class indices that are in the image; None = by score. threshold, refine: None = as the manifest says.
+    heatmap_classes: class indices to give maps of; None = the present ones.
+    """
+
+    outputs: tuple[OutputKind, ...]
+    tags: tuple[int, ...] | None = None
+    threshold: float | None = None
+    refine: bool | None = None
+    cam: Literal["auto", "single", "multiscale"] = "auto"
+    heatmap_max_side: int | None = None
+    heatmap_classes: tuple[int, ...] | None = None
+
+
+class Model:
+    """A bundle and the runner that executes its graphs; as thread-safe as that. Close it, or use `with`."""
+
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+        self.bundle = bundle
+        self.manifest: Manifest = bundle.manifest
+        self.classes: ClassTable = bundle.manifest.class_table()
+        self.palette: NDArray[np.uint8] = bundle.manifest.colours()
+        self.runner = runner
+
+    def segment(
+        self,
+        image: Source,
+        *,
+        outputs: Sequence[OutputKind] | None = None,
+        tags: Sequence[str] | None = None,
+        threshold: float | None = None,
+        refine: bool | None = None,
+        cam: Literal["auto", "single", "multiscale"] = "auto",
+        heatmap_max_side: int | None = None,
+    ) -> Result:
+        """Compute masks, heatmaps and scores of one image.
+
+        Args:
+            image: a path, the bytes of an image file, a Pillow image, or (H, W, 3) RGB or (H, W) grey uint8.
+            outputs: of "cam", "pseudo_mask", "segmentation"; None = the segmentation, or what the model has instead.
+            tags: names of the classes in the image, if that is known; without, those whose score reaches the manifest's
+                threshold. CAMs and pseudo-masks show present classes only; the segmentation network needs no tags.
+            threshold: of the pseudo-mask's background, in (0, 1).
+            refine: whether a dense CRF sharpens the pseudo-mask.
+            cam: which graph makes the maps; auto = the multi-scale one for pseudo-masks, where the bundle has it.
+            heatmap_max_side: heatmaps are scaled down to it.
+        Raises:
+            ImageError, DataError: the image cannot be used. UnknownClassError: a tag. ConfigError: another argument.
+            OutputUnsupportedError: the model does not have an output. ModelFailedError: its graph failed.
+        """
+        request = self.request(
+            outputs=outputs,
+            tags=tags,
+            threshold=threshold,
+            refine=refine,
+            cam=cam,
+            heatmap_max_side=heatmap_max_side,
+        )
+        decoded = self.decode(image)
+        started = perf_counter()
+        graph_outputs = self.infer(decoded, request)
+        infer_s = perf_counter() - started
+        result = self.finish(decoded, graph_outputs, request)
+        return replace(result, seconds={"decode": decoded.seconds, "infer": infer_s, **result.seconds})
+
+    def request(
+        self,
+        *,
+        outputs: Sequence[OutputKind] | None = None,
+        tags: Sequence[str] | None = None,
+        threshold: float | None = None,
+        refine: bool | None = None,
+        cam: Literal["auto", "single", "multiscale"] = "auto",
+        heatmap_max_side: int | None = None,
+        heatmap_classes: Sequence[str] | None = None,
+    ) -> Request:
+        """Check what is asked for against what the model has; arguments and errors as in `segment`."""
+        kinds = self._kinds(outputs)
+        if threshold is not None and not 0 < threshold < 1:
+            raise ConfigError(f"threshold must lie in (0, 1), got {threshold}: leave it out for the model's own")
+        if heatmap_max_side is not None and heatmap_max_side < 1:
+            raise ConfigError(
+                f"heatmap_max_side must be at least 1, got {heatmap_max_side}: leave it out for full size"
+            )
+        if cam not in ("auto", "single", "multiscale"):
+            raise ConfigError(f"unknown cam {cam!r}: expected auto, single or multiscale")
+        if cam == "multiscale" and MULTISCALE not in self.manifest.graphs:
+            raise OutputUnsupportedError(f"model {self.manifest.id} has no multi-scale maps: ask for cam='single'")
+        indices = None if tags is None else self._indices(tags)
+        shown = None if heatmap_classes is None else self._indices(heatmap_classes)
+        return Request(kinds, indices, threshold, refine, cam, heatmap_max_side, shown)
+
+    def decode(
+        self,
+        source: Source,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        formats: Collection[str] = FILE_FORMATS,
+    ) -> Decoded:
+        """Read an image and fit it to the input policy; `max_pixels` and `formats` limit files only."""
+        started = perf_counter()
+        if isinstance(source, (str, Path, bytes)):
+            rgb = read_image(source, max_pixels=max_pixels, formats=formats)
+        elif isinstance(source, np.ndarray):
+            rgb = _rgb_from_array(source)
+        else:
+            rgb = _rgb_from_image(source)
+        prepared = prepare(rgb, self.manifest.input)
+        return Decoded(rgb, prepared, perf_counter() - started)
+
+    def graphs_for(self, request: Request) -> tuple[str, ...]:
+        """Names of the graphs that a request needs."""
+        graphs = []
+        if "cam" in request.outputs or "pseudo_mask" in request.outputs:
+            graphs.append(self._classifier(request))
+        if "segmentation" in request.outputs:
+            graphs.append(SEGMENTATION)
+        return tuple(graphs)
+
+    def infer(self, decoded: Decoded, request: Request) -> GraphOutputs:
+        """Run the graphs of a request on one image."""
+        images = decoded.prepared[None]
+        return {
+            graph: {name: value[0] for name, value in self.runner.run(graph, images).items()}
+            for graph in self.graphs_for(request)
+        }
+
+    def finish(self, decoded: Decoded, outputs: GraphOutputs, request: Request) -> Result:
+        """From the graphs' outputs to full-size masks and heatmaps.
+
+        Args:
+            outputs: {graph: {output: array of this image, without the batch axis}} for `graphs_for(request)`.
+        """
+        started = perf_counter()
+        height, width = decoded.rgb.shape[:2]
+        result = Result(
+            self.classes,
+            self.palette,
+            height,
+            width,
+            model=self.manifest.id,
+            model_sha256=self.bundle.sha256,
+            image=decoded.rgb,
+        )
+        if SEGMENTATION in outputs:
+            logits = _finite(outputs[SEGMENTATION]["logits"], SEGMENTATION)
+            labels = labels_from_logits(logits, height, width, *decoded.prepared.shape[:2])
+            result = replace(result, segmentation=labels)
+        if "cam" in request.outputs or "pseudo_mask" in request.outputs:
+            result = self._finish_classifier(result, decoded, outputs, request)
+        return replace(result, seconds={"postprocess": perf_counter() - started})
+
+    def close(self) -> None:
+        self.runner.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _finish_classifier(self, result: Result, decoded: Decoded, outputs: GraphOutputs, request: Request) -> Result:
+        graph = self._classifier(request)
+        scores = _finite(outputs[graph]["scores"], graph)
+        cam = _finite(outputs[graph]["cam"], graph) / np.float32(self.manifest.graphs[graph].views)
+        present = self._present(scores, request)
+        names = self.classes.names
+        result = replace(
+            result,
+            scores={name: float(score) for name, score in zip(names, scores, strict=True)},
+            present=tuple(names[c] for c in present),
+        )
+        if "cam" in request.outputs:
+            shown = present if request.heatmap_classes is None else request.heatmap_classes
+            result = replace(result, heatmaps=self._heatmaps(cam, shown, request.heatmap_max_side))
+        if "pseudo_mask" in request.outputs:
+            threshold = self._threshold(request)
+            labels = self._pseudo_mask(decoded, cam, present, threshold.t, request)
+            result = replace(result, pseudo_mask=labels, threshold=threshold)
+        return result
+
+    def _present(self, scores: NDArray[np.float32], request: Request) -> tuple[int, ...]:
+        if request.tags is not None:
+            return request.tags
+        return tuple(int(c) for c in np.flatnonzero(scores >= np.float32(self.manifest.presence)))
+
+    def _heatmaps(
+        self, cam: NDArray[np.float32], classes: tuple[int, ...], max_side: int | None
+    ) -> dict[str, NDArray[np.float32]]:
+        cam01 = normalise(cam[list(classes)], self.manifest.cam.normalisation)
+        return {self.classes.names[c]: _shrunk(cam01[k], max_side) for k, c in enumerate(classes)}
+
+    def _pseudo_mask(
+        self, decoded: Decoded, cam: NDArray[np.float32], present: tuple[int, ...], t: float, request: Request
+    ) -> NDArray[Any]:
+        """At the size that the network saw, which bounds the CRF's time and memory; then at the image's, by nearest."""
+        height, width = decoded.prepared.shape[:2]
+        cam01 = upsample(normalise(cam[list(present)], self.manifest.cam.normalisation), height, width)
+        made = pseudo_mask(
+            decoded.prepared, cam01, np.array(present, dtype=np.int32), len(self.classes), t, self._refinement(request)
+        )
+        return _nearest(made.labels, *decoded.rgb.shape[:2])
+
+    def _refinement(self, request: Request) -> PseudoLabelConfig:
+        config = self.manifest.pseudo_label
+        if request.refine is None or request.refine == (config.crf is not None):
+            return config
+        return replace(config, crf=CrfConfig() if request.refine else None)
+
+    def _threshold(self, request: Request) -> Threshold:
+        if request.threshold is None:
+            return self.manifest.background
+        return Threshold(request.threshold, "request", "given with the request")
+
+    def _classifier(self, request: Request) -> str:
+        multiscale = request.cam == "multiscale" or (request.cam == "auto" and "pseudo_mask" in request.outputs)
+        return MULTISCALE if multiscale and MULTISCALE in self.manifest.graphs else CLASSIFIER
+
+    def _kinds(self, outputs: Sequence[OutputKind] | None) -> tuple[OutputKind, ...]:
+        has = self.manifest.outputs
+        if outputs is None:
+            return ("segmentation",) if "segmentation" in has else has
+        if isinstance(outputs, str) or not outputs or any(kind not in OUTPUT_KINDS for kind in outputs):
+            raise ConfigError(f"outputs must be some of {', '.join(OUTPUT_KINDS)}, got {outputs!r}")
+        missing = [kind for kind in outputs if kind not in has]
+        if missing:
+            raise OutputUnsupportedError(f"model {self.manifest.id} has no {missing[0]}: it has {', '.join(has)}")
+        return tuple(kind for kind in OUTPUT_KINDS if kind in outputs)
+
+    def _indices(self, names: Sequence[str]) -> tuple[int, ...]:
+        if isinstance(names, str):
+            raise UnknownClassError(f"tags must be a list of class names, got the text {names!r}: write [{names!r}]")
+        return tuple(sorted({self.classes.index(name) for name in names}))
+
+
+def load(bundle: str | Path, *, runtime: str = "onnxruntime", threads: int | None = None) -> Model:
+    """Open a model bundle, verify it, and make it ready to run.
+
+    Args:
+        bundle: folder of the bundle, of a model (the latest version), or of exactly one model.
+        runtime: what executes it, see `weakseg.runners`.
+        threads: cores to use; None = all that this process may use.
+    Raises:
+        BundleError: missing, damaged or refused. ConfigError: the runtime is unknown or not installed.
+    """
+    opened = open_bundle(bundle)
+    return Model(opened, open_runner(opened.graph_paths(), runtime=runtime, threads=threads))
+
+
+def _rgb_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or 0 in array.shape
+        or (array.ndim == 3 and array.shape[2] != 3)
+    ):
+        raise DataError(f"expected an image (H, W, 3) RGB or (H, W) grey, uint8, got {array.shape} {array.dtype}")
+    return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array
+
+
+def _rgb_from_image(image: Any) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    if not isinstance(image, Image.Image):
+        raise DataError(f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}")
+    return np.array(rgb_from_pillow(ImageOps.exif_transpose(image)), order="C")
+
+
+def _finite(values: NDArray[np.float32], graph: str) -> NDArray[np.float32]:
+    if not np.isfinite(values).all():
+        raise ModelFailedError(f"graph {graph} gave values that are not finite: the model is damaged, export it again")
+    return values
+
+
+def _shrunk(heatmap: NDArray[np.float32], max_side: int | None) -> NDArray[np.float32]:
+    height, width = heatmap.shape
+    longest = max(height, width)
+    if max_side is None or longest <= max_side:
+        return heatmap
+    size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
+    return np.asarray(cv2.resize(heatmap, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
+
+
+def _nearest(labels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Labels at another size: each pixel takes the one that its centre falls into."""
+    if labels.shape == (height, width):
+        return labels
+    rows = (2 * np.arange(height) + 1) * labels.shape[0] // (2 * height)
+    cols = (2 * np.arange(width) + 1) * labels.shape[1] // (2 * width)
+    scaled: NDArray[Any] = labels[rows[:, None], cols]
+    return scaled
