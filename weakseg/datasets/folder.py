@@ -1,7 +1,7 @@
 """One folder per class, images at any depth below it. The folder `background` holds images without any class.
 
-With splits, <root>/<split>/<class>/…; without, <root>/<class>/… and every split is the whole. An image that shows several
-classes is linked (symbolic link) into each of their folders: one file is one sample, however often it appears.
+With splits, <root>/<split>/<class>/…; without, <root>/<class>/… and every split is the whole. An image that shows
+several classes is linked (symbolic link) into each of their folders: one file is one sample, however often it appears.
 """
 
 from __future__ import annotations

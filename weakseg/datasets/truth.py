@@ -3,9 +3,9 @@
 Training from image-level labels must never look at a mask, not even by accident. Two guards see to it:
 
 - `open_truth` takes the name of its opener and checks that the calling module is the one this name belongs to.
-- `seal` (called by weakseg.datasets.read) puts the mask folder under a process-wide audit hook: reading a file below it by
-  any way that goes through Python's `open` (Pillow, numpy, pathlib, torch.load, ...) raises, whatever relative path or
-  symbolic link leads there. Forked workers inherit the hook, spawned ones find the folders in WEAKSEG_SEALED.
+- `seal` (called by weakseg.datasets.read) puts the mask folder under a process-wide audit hook: reading a file below it
+  by any way that goes through Python's `open` (Pillow, numpy, pathlib, torch.load, ...) raises, whatever relative path
+  or symbolic link leads there. Forked workers inherit the hook, spawned ones find the folders in WEAKSEG_SEALED.
 
 It is a guard against mistakes, not against malice. Native readers (cv2.imread, torchvision.io.read_file) raise no audit
 event; a test keeps them out of the packages.
@@ -160,9 +160,8 @@ def label_map_from_png(data: bytes, n_classes: int, where: Path) -> NDArray[np.u
     labels = pixels.astype(np.uint8) if dtype.itemsize == 1 else pixels.astype(np.uint16)
     unknown = np.unique(labels[(labels > n_classes) & (labels != ignore_value(labels))])
     if unknown.size:
-        raise UnknownClassError(
-            f"{where}: expected values 0 to {n_classes} or {ignore_value(labels)}, got {', '.join(map(str, unknown[:5]))}"
-        )
+        shown = ", ".join(map(str, unknown[:5]))
+        raise UnknownClassError(f"{where}: expected values 0 to {n_classes} or {ignore_value(labels)}, got {shown}")
     return labels
 
 

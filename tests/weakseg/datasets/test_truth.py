@@ -144,7 +144,7 @@ def readers(path: Path) -> dict[str, object]:
     return {
         "pillow": lambda: Image.open(path),
         "open": lambda: open(path, "rb"),
-        "pathlib": lambda: path.read_bytes(),
+        "pathlib": path.read_bytes,
         "os.open": lambda: os.open(path, os.O_RDONLY),
         "numpy": lambda: np.load(path),
         "fromfile": lambda: np.fromfile(path, dtype=np.uint8),
