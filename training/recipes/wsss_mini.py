@@ -37,8 +37,8 @@ RECIPE = Recipe(
     ),
     train=TrainConfig(optim=OptimConfig(epochs=6)),
     cam=CamConfig(),
-    pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="fixed", value=0.3), crf=CrfConfig()),
-    train_seg=SegConfig(optim=OptimConfig(epochs=6)),
+    pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig()),
+    train_seg=SegConfig(width=128, optim=OptimConfig(epochs=8)),
     evaluate=EvaluateConfig(splits=("train", "val")),
     export=ExportConfig(name="wsss-mini", data_licence="research only (PASCAL VOC)", weights_licence="Apache-2.0"),
 )
