@@ -20,7 +20,7 @@ BACKGROUND_NAMES = frozenset({"background", "_background_", "__background__"})
 class Complain(Protocol):
     """Takes one problem: where it is (a file, with its line if it has one) and what was expected and found."""
 
-    def __call__(self, where: str, message: str, error: type[DataError] = DatasetError) -> None: ...
+    def __call__(self, where: str, message: str, error: type[DataError] = DatasetError, /) -> None: ...
 
 
 def stop(where: str, message: str, error: type[DataError] = DatasetError) -> None:

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
 from weakseg.classes import ClassTable, ignore_value, mask_dtype
+from weakseg.datasets.common import stop
 from weakseg.datasets.formats import load
-from weakseg.errors import DatasetError, SealedTruthError, UnknownClassError
+from weakseg.errors import DataError, DatasetError, SealedTruthError, UnknownClassError
 from weakseg.recipe import DataConfig
 
 # opener -> modules that may use the name (each with its submodules)
@@ -104,7 +105,8 @@ def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
     if folder is None or not folder.is_dir():
         raise DatasetError(f"expected true masks in {folder or 'data.masks'}, got no such folder: set data.masks")
     seal(config)
-    dataset = load(config, split)
+    # The check has told what is wrong with the lists, and still wants to see the masks of the rest.
+    dataset = load(config, split, _overlook if opener == "data_check" else stop)
     ids = [sample.id for sample in dataset]
     if opener == "validation_split":
         if config.tune is None:
@@ -163,6 +165,10 @@ def label_map_from_png(data: bytes, n_classes: int, where: Path) -> NDArray[np.u
         shown = ", ".join(map(str, unknown[:5]))
         raise UnknownClassError(f"{where}: expected values 0 to {n_classes} or {ignore_value(labels)}, got {shown}")
     return labels
+
+
+def _overlook(_where: str, _message: str, _error: type[DataError] = DatasetError) -> None:
+    """A Complain that does not."""
 
 
 def _check_caller(opener: str, frame: FrameType) -> None:
