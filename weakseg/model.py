@@ -153,10 +153,8 @@ class Model:
         started = perf_counter()
         if isinstance(source, (str, Path, bytes)):
             rgb = read_image(source, max_pixels=max_pixels, formats=formats)
-        elif isinstance(source, np.ndarray):
-            rgb = _rgb_from_array(source)
         else:
-            rgb = _rgb_from_image(source)
+            rgb = rgb_from_pixels(source)
         prepared = prepare(rgb, self.manifest.input)
         return Decoded(rgb, prepared, perf_counter() - started)
 
@@ -299,6 +297,15 @@ def load(bundle: str | Path, *, runtime: str = "onnxruntime", threads: int | Non
     """
     opened = open_bundle(bundle)
     return Model(opened, open_runner(opened.graph_paths(), runtime=runtime, threads=threads))
+
+
+def rgb_from_pixels(source: Image | NDArray[Any]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB, upright, of what is decoded already; the client sends images through here too.
+
+    Raises:
+        DataError: another type, shape or dtype.
+    """
+    return _rgb_from_array(source) if isinstance(source, np.ndarray) else _rgb_from_image(source)
 
 
 def _rgb_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
