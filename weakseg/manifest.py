@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,11 +126,19 @@ class Manifest:
         return ClassTable(self.classes)
 
     def colours(self) -> NDArray[np.uint8]:
-        """(n, 3) uint8 RGB by mask value: 256 rows for 8-bit label maps, IGNORE last; 65,536 for 16-bit ones."""
-        n_rows = 256 if len(self.classes) <= MAX_CLASSES_U8 else 65536
-        colours = np.resize(voc_palette(), (n_rows, 3))  # rows beyond 255 repeat, the last is VOC's cream either way
-        colours[: len(self.palette)] = self.palette
-        return colours
+        """`colour_table` of the palette."""
+        return colour_table(self.palette)
+
+
+def colour_table(palette: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:
+    """(n, 3) uint8 RGB by mask value: 256 rows for 8-bit label maps, IGNORE last; 65,536 for 16-bit ones.
+
+    `palette` has background and the classes; other rows have the VOC colours.
+    """
+    n_rows = 256 if len(palette) - 1 <= MAX_CLASSES_U8 else 65536
+    colours = np.resize(voc_palette(), (n_rows, 3))  # rows beyond 255 repeat, the last is VOC's cream either way
+    colours[: len(palette)] = palette
+    return colours
 
 
 def palette_for(classes: ClassTable) -> tuple[tuple[int, int, int], ...]:
