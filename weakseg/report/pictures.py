@@ -1,0 +1,232 @@
+"""Which images a report shows, and what of each: photograph, heatmap, pseudo-mask, prediction, truth."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from weakseg.cam_file import read_cam
+from weakseg.classes import BACKGROUND, ClassTable, ignore_value
+from weakseg.datasets import Sample, read
+from weakseg.datasets.truth import Truth, has_truth, open_truth
+from weakseg.image import read_image
+from weakseg.masks.png import labels_from_png
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+from weakseg.report.colours import IGNORE_COLOUR, class_colours
+from weakseg.run_folder import read_json
+from weakseg.scoring import Confusion
+
+N_SHOWN = 12
+MAX_RANKED = 1000  # of a larger split, evenly spaced ones are ranked
+LONG_SIDE_PX = 360
+GROUPS = ("best", "around the median", "worst")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the report. Layers are data URIs of transparent pictures over the photograph, None = not there."""
+
+    id: str
+    tags: tuple[str, ...]
+    height: int
+    width: int
+    photograph: str
+    layers: dict[str, str | None]  # CAM, pseudo-mask, prediction, truth
+    iou: float | None
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the page shows of one split. ranked_by: whose label maps the IoU is of; None = no truth, no ranking."""
+
+    split: str
+    shown: list[Picture]
+    colours: dict[int, tuple[int, int, int]]  # class index -> RGB, of the classes that can be seen
+    classes: ClassTable
+    n_images: int
+    n_ranked: int
+    ranked_by: str | None
+
+
+def main_split(recipe: Recipe) -> str:
+    """The first scored split that is not the training split; the training split when there is no other."""
+    others = [split for split in recipe.evaluate.splits if split != recipe.data.train]
+    return others[0] if others else recipe.data.train
+
+
+def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Pictures:
+    """The best, median and worst images by their own IoU; evenly spaced ones where nothing can be ranked."""
+    split = main_split(recipe)
+    dataset = read(recipe.data, split)
+    truth = open_truth(recipe.data, split, opener="report") if has_truth(recipe.data) else None
+    names = recipe.data.scored_classes
+    scored = None if names is None else [dataset.classes.index(name) for name in names]
+    ranked_by = next(
+        (what for what in ("prediction", "pseudo-mask") if _any(_path(folder, what, split, dataset))), None
+    )
+    candidates = _spaced(dataset.samples, MAX_RANKED)
+    chosen: list[tuple[Sample, float | None, str | None]]
+    n_ranked = 0
+    if truth is None or ranked_by is None:
+        chosen = [(sample, None, None) for sample in _spaced(dataset.samples, N_SHOWN)]
+    else:
+        ranking = _ranking(folder, split, ranked_by, candidates, truth, scored, progress)
+        n_ranked = len(ranking)
+        chosen = _best_median_worst(ranking)
+    maps = [_label_maps(folder, split, sample, truth) for sample, _, _ in chosen]
+    seen = {int(c) - 1 for per_image in maps for labels in per_image.values() for c in _values(labels)}
+    seen |= {c for sample, _, _ in chosen for c in sample.tags}
+    colours = class_colours(sorted(seen))
+    shown = [
+        _picture(recipe, folder, split, sample, layers, colours, dataset.classes, iou, group)
+        for (sample, iou, group), layers in zip(chosen, maps, strict=True)
+    ]
+    return Pictures(split, shown, colours, dataset.classes, len(dataset), n_ranked, ranked_by if n_ranked else None)
+
+
+def _ranking(
+    folder: Path,
+    split: str,
+    what: str,
+    samples: Sequence[Sample],
+    truth: Truth,
+    scored: list[int] | None,
+    progress: Progress,
+) -> list[tuple[Sample, float]]:
+    """(sample, mean IoU of the foreground classes in its truth or its label map), best first."""
+    out = []
+    for sample in progress.each(samples, "report: rank images", total=len(samples)):
+        path = _path(folder, what, split, [sample])[0]
+        if not path.is_file() or not truth.has(sample.id):
+            continue
+        confusion = Confusion(len(truth.classes))
+        confusion.add(truth.mask(sample.id), labels_from_png(path.read_bytes()))
+        foreground = confusion.scores(scored).iou[1:]
+        if not np.isnan(foreground).all():
+            out.append((sample, float(np.nanmean(foreground))))
+    return sorted(out, key=lambda pair: (-pair[1], pair[0].id))
+
+
+def _best_median_worst(ranking: list[tuple[Sample, float]]) -> list[tuple[Sample, float | None, str | None]]:
+    """Four of each; every image once, so a short ranking gives fewer."""
+    each = N_SHOWN // len(GROUPS)
+    middle = max(each, (len(ranking) - each) // 2)
+    starts = (0, middle, max(middle + each, len(ranking) - each))
+    return [
+        (*pair, group) for start, group in zip(starts, GROUPS, strict=True) for pair in ranking[start : start + each]
+    ]
+
+
+def _label_maps(folder: Path, split: str, sample: Sample, truth: Truth | None) -> dict[str, NDArray[Any]]:
+    maps: dict[str, NDArray[Any]] = {}
+    for what in ("pseudo-mask", "prediction"):
+        path = _path(folder, what, split, [sample])[0]
+        if path.is_file():
+            maps[what] = labels_from_png(path.read_bytes())
+    if truth is not None and truth.has(sample.id):
+        maps["truth"] = truth.mask(sample.id)
+    return maps
+
+
+def _picture(
+    recipe: Recipe,
+    folder: Path,
+    split: str,
+    sample: Sample,
+    maps: dict[str, NDArray[Any]],
+    colours: dict[int, tuple[int, int, int]],
+    classes: ClassTable,
+    iou: float | None,
+    group: str | None,
+) -> Picture:
+    image = read_image(sample.image)
+    full_height, full_width = image.shape[:2]
+    scale = min(1.0, LONG_SIDE_PX / max(full_height, full_width))
+    size = (max(1, round(full_width * scale)), max(1, round(full_height * scale)))
+    layers: dict[str, str | None] = {"CAM": _heat(recipe, folder, split, sample, size)}
+    for what in ("pseudo-mask", "prediction", "truth"):
+        layers[what] = _overlay(maps[what], colours, size) if what in maps else None
+    return Picture(
+        sample.id,
+        tuple(classes.names[c] for c in sample.tags),
+        size[1],
+        size[0],
+        _webp(cv2.resize(image, size, interpolation=cv2.INTER_AREA), quality=78),
+        layers,
+        iou,
+        group,
+    )
+
+
+def _heat(recipe: Recipe, folder: Path, split: str, sample: Sample, size: tuple[int, int]) -> str | None:
+    """The strongest CAM of each pixel, and a line where it crosses the threshold of the pseudo-masks."""
+    path = folder / "cam" / split / f"{sample.id}.npz"
+    if not path.is_file():
+        return None
+    cam01 = read_cam(path).cam01(recipe.cam.normalisation)
+    strongest = cam01.max(axis=0) if len(cam01) else np.zeros(cam01.shape[1:], np.float32)
+    strongest = np.clip(cv2.resize(strongest, size, interpolation=cv2.INTER_LINEAR), 0, 1)
+    colours = cv2.applyColorMap(np.round(strongest * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    alpha = np.round(255 * np.clip(0.25 + 0.75 * strongest, 0, 0.9)).astype(np.uint8)
+    rgba = np.dstack([colours, alpha])
+    threshold = folder / "pseudo_label" / "threshold.json"
+    if threshold.is_file():
+        rgba[_outline((strongest > read_json(threshold)["t"]).astype(np.uint8))] = (255, 255, 255, 255)
+    return _webp(rgba, quality=70)
+
+
+def _overlay(labels: NDArray[Any], colours: dict[int, tuple[int, int, int]], size: tuple[int, int]) -> str:
+    """Classes in their colours, half transparent with a solid outline; background is clear, IGNORE is light grey."""
+    labels = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), dtype=labels.dtype)
+    rgba = np.zeros((*labels.shape, 4), np.uint8)
+    for c, colour in colours.items():
+        rgba[labels == c + 1] = (*colour, 160)
+    rgba[labels == ignore_value(labels)] = (*IGNORE_COLOUR, 150)
+    edge = _outline(labels) & (labels != BACKGROUND)
+    rgba[edge, 3] = 255
+    return _webp(rgba, lossless=True)
+
+
+def _outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Pixels that have another label below, above, left or right of them."""
+    padded = np.pad(labels, 1, mode="edge")
+    centre = padded[1:-1, 1:-1]
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return np.asarray(np.logical_or.reduce([centre != other for other in neighbours]))
+
+
+def _webp(pixels: NDArray[Any], **options: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", method=4, **options)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _path(folder: Path, what: str, split: str, samples: Iterable[Sample]) -> list[Path]:
+    base = {"prediction": folder / "evaluate" / "segmentation" / split, "pseudo-mask": folder / "pseudo_label" / split}
+    return [base[what] / f"{sample.id}.png" for sample in samples]
+
+
+def _any(paths: Iterable[Path]) -> bool:
+    return any(path.is_file() for path in paths)
+
+
+def _values(labels: NDArray[Any]) -> list[int]:
+    return [int(v) for v in np.unique(labels) if v not in (BACKGROUND, ignore_value(labels))]
+
+
+def _spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
+    """n of the samples, evenly spaced; all when there are no more."""
+    if len(samples) <= n:
+        return list(samples)
+    return [samples[i * len(samples) // n] for i in range(n)]
