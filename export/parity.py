@@ -1,0 +1,188 @@
+"""Does an exported graph compute what torch computes? On real images and at the sizes where exporters go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from weakseg.cam import labels_from_cam, normalise
+from weakseg.errors import ParityError
+from weakseg.runners import Runner, open_runner
+from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, FP32, Tolerance
+
+EDGE_SIZES = ((1, 1), (31, 32), (32, 33), (33, 31), (1, 2000), (2000, 1))  # no cell, stride ± 1, one line
+BATCH = 3
+CAM_THRESHOLD = 0.3  # of the label maps that are compared; any value would do
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference seen of one kind, and where. For `labels` got is the share of equal pixels."""
+
+    output: str
+    size: str
+    got: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.got >= self.allowed if self.output.endswith("labels") else self.got <= self.allowed
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared: the worst difference of each output, over `n_cases` batches of images."""
+
+    graph: str
+    n_cases: int
+    differences: tuple[Difference, ...]
+
+    def summary(self) -> dict[str, float]:
+        """{output: worst difference}, for the stage's record."""
+        return {difference.output: difference.got for difference in self.differences}
+
+
+def check(
+    graph: str,
+    module: nn.Module,
+    path: Path,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    tolerance: Tolerance = FP32,
+    normalisation: Literal["max", "minmax"] = "max",
+    runtime: str = "onnxruntime",
+) -> ParityReport:
+    """Run both on each image, on batches, and on pieces of the first image of EDGE_SIZES.
+
+    Compared: `scores` in absolute terms; `cam` and `logits` relative to the largest value of the map; `cam01` where the
+    map exceeds CAM_FLOOR; the label maps that follow from either; and each image of a batch with the same image alone.
+
+    Args:
+        graph: name, for messages.
+        module: the torch graph, in evaluation mode, on the CPU.
+        path: the exported graph.
+        images: (H, W, 3) uint8, real ones of several sizes.
+    Raises:
+        ParityError: a difference beyond the tolerance, or outputs of another name, shape or that are not finite.
+    """
+    runner = open_runner({graph: path}, runtime=runtime)
+    worst: dict[str, Difference] = {}
+    agreeing = compared = n_cases = 0
+    try:
+        for batch in batches(images):
+            n_cases += 1
+            size = "x".join(map(str, batch.shape[:3]))
+            with torch.inference_mode():
+                expected = {name: value.numpy() for name, value in module(torch.from_numpy(batch)).items()}
+            got = runner.run(graph, batch)
+            _check_form(graph, size, expected, got)
+            found = [
+                *_differences(expected, got, size, tolerance, normalisation),
+                *_alone(runner, graph, batch, got, size),
+            ]
+            for difference in found:
+                _raise_beyond(graph, difference)
+                if difference.output not in worst or difference.got > worst[difference.output].got:
+                    worst[difference.output] = difference
+            for own, other in zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True):
+                agreeing += int((own == other).sum())
+                compared += own.size
+    finally:
+        runner.close()
+    if compared:
+        worst["labels"] = Difference("labels", "all", agreeing / compared, tolerance.label_agreement)
+        _raise_beyond(graph, worst["labels"])
+    return ParityReport(graph, n_cases, tuple(worst.values()))
+
+
+def batches(images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """(B, H, W, 3): each image alone, the smallest one batched with its mirror images, edge sizes alone and batched."""
+    yield from (image[None] for image in images)
+    smallest = min(images, key=lambda image: image.size)
+    yield np.stack([smallest, smallest[:, ::-1], smallest[::-1]][:BATCH])
+    for height, width in EDGE_SIZES:
+        piece = cut(images[0], height, width)
+        yield piece[None]
+        yield np.stack([piece, piece[::-1], piece[:, ::-1]][:BATCH])
+
+
+def cut(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The top left piece of an image, which is repeated where it is too small."""
+    down, across = -(-height // image.shape[0]), -(-width // image.shape[1])
+    return np.tile(image, (down, across, 1))[:height, :width]
+
+
+def _check_form(graph: str, size: str, expected: Arrays, got: Arrays) -> None:
+    shapes = ({name: value.shape for name, value in outputs.items()} for outputs in (expected, got))
+    ours, theirs = shapes
+    if ours != theirs:
+        raise ParityError(f"graph {graph}, images {size}: expected the outputs {ours}, got {theirs}: export it again")
+    for name, value in got.items():
+        if not np.isfinite(value).all():
+            raise ParityError(
+                f"graph {graph}, output {name}, images {size}: expected finite values, got NaN or infinity"
+            )
+
+
+def _differences(
+    expected: Arrays, got: Arrays, size: str, tolerance: Tolerance, normalisation: Literal["max", "minmax"]
+) -> Iterator[Difference]:
+    for name, ours in expected.items():
+        theirs = got[name]
+        if name == "scores":
+            yield Difference(name, size, _largest(ours - theirs), tolerance.cam01_atol)
+            continue
+        axes = (2, 3) if name == "cam" else (1, 2, 3)  # logits compete with each other, so they share a scale
+        scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), CAM_FLOOR)
+        yield Difference(name, size, _largest((ours - theirs) / scale), tolerance.raw_cam_rtol)
+        if name == "cam":
+            for one, other in zip(ours, theirs, strict=True):
+                loud = one.max(axis=(1, 2)) > CAM_FLOOR
+                apart = normalise(one[loud], normalisation) - normalise(other[loud], normalisation)
+                yield Difference("cam01", size, _largest(apart), tolerance.cam01_atol)
+
+
+def _alone(runner: Runner, graph: str, batch: NDArray[np.uint8], together: Arrays, size: str) -> Iterator[Difference]:
+    """How much the first image's outputs change with the company it is in."""
+    if len(batch) == 1:
+        return
+    alone = runner.run(graph, batch[:1])
+    for name, value in together.items():
+        scale = max(1.0, float(np.abs(value[0]).max()))
+        yield Difference(f"{name}, alone or batched", size, _largest((alone[name][0] - value[0]) / scale), BATCH_ATOL)
+
+
+def _labels(outputs: Arrays, normalisation: Literal["max", "minmax"]) -> list[NDArray[np.int64]]:
+    """A label map per image, at the maps' own resolution."""
+    if "logits" in outputs:
+        return list(outputs["logits"].argmax(axis=1))
+    if "cam" not in outputs:
+        return []
+    labels = []
+    for cam in outputs["cam"]:
+        loud = np.flatnonzero(cam.max(axis=(1, 2)) > CAM_FLOOR)
+        labels.append(labels_from_cam(normalise(cam[loud], normalisation), loud, CAM_THRESHOLD, len(cam)))
+    return [label.astype(np.int64) for label in labels]
+
+
+def _raise_beyond(graph: str, difference: Difference) -> None:
+    if not difference.ok:
+        kind = "at least" if difference.output == "labels" else "at most"
+        raise ParityError(
+            f"graph {graph}, output {difference.output}, images {difference.size} (B x H x W): expected {kind} "
+            f"{difference.allowed:g} between torch and the exported graph, got {difference.got:.3g}: "
+            "it is not written; look for a layer that the exporter translates differently"
+        )
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
