@@ -12,8 +12,8 @@ def line(
 ) -> dict[str, object]:
     """Print and return one result.
 
-    ratio > 1 means that ours is better: ours / peer for rates, peer / ours for costs (seconds, MiB). Without a peer both
-    are null and `ours` is read.
+    ratio > 1 means that ours is better: ours / peer for rates, peer / ours for costs (seconds, MiB). Without a peer
+    both are null and `ours` is read.
 
     Args:
         name: topic and what was measured, as in `crf.la_ha`.
