@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from PIL import Image
 
 from weakseg.cam_file import read_cam
 from weakseg.classes import BACKGROUND, ClassTable, ignore_value
-from weakseg.datasets import Sample, read
+from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, has_truth, open_truth
 from weakseg.image import read_image
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.report.colours import IGNORE_COLOUR, class_colours
-from weakseg.run_folder import read_json
+from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
 from weakseg.scoring import Confusion
 
 N_SHOWN = 12
@@ -72,9 +72,7 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
     truth = open_truth(recipe.data, split, opener="report") if has_truth(recipe.data) else None
     names = recipe.data.scored_classes
     scored = None if names is None else [dataset.classes.index(name) for name in names]
-    ranked_by = next(
-        (what for what in ("prediction", "pseudo-mask") if _any(_path(folder, what, split, dataset))), None
-    )
+    ranked_by = next((what for what in ("prediction", "pseudo-mask") if _made(folder, what, dataset)), None)
     candidates = _spaced(dataset.samples, MAX_RANKED)
     chosen: list[tuple[Sample, float | None, str | None]]
     n_ranked = 0
@@ -107,7 +105,7 @@ def _ranking(
     """(sample, mean IoU of the foreground classes in its truth or its label map), best first."""
     out = []
     for sample in progress.each(samples, "report: rank images", total=len(samples)):
-        path = _path(folder, what, split, [sample])[0]
+        path = _path(folder, what, split, sample)
         if not path.is_file() or not truth.has(sample.id):
             continue
         confusion = Confusion(len(truth.classes))
@@ -131,7 +129,7 @@ def _best_median_worst(ranking: list[tuple[Sample, float]]) -> list[tuple[Sample
 def _label_maps(folder: Path, split: str, sample: Sample, truth: Truth | None) -> dict[str, NDArray[Any]]:
     maps: dict[str, NDArray[Any]] = {}
     for what in ("pseudo-mask", "prediction"):
-        path = _path(folder, what, split, [sample])[0]
+        path = _path(folder, what, split, sample)
         if path.is_file():
             maps[what] = labels_from_png(path.read_bytes())
     if truth is not None and truth.has(sample.id):
@@ -171,7 +169,7 @@ def _picture(
 
 def _heat(recipe: Recipe, folder: Path, split: str, sample: Sample, size: tuple[int, int]) -> str | None:
     """The strongest CAM of each pixel, and a line where it crosses the threshold of the pseudo-masks."""
-    path = folder / "cam" / split / f"{sample.id}.npz"
+    path = cam_path(folder, split, sample.id)
     if not path.is_file():
         return None
     cam01 = read_cam(path).cam01(recipe.cam.normalisation)
@@ -212,13 +210,14 @@ def _webp(pixels: NDArray[Any], **options: Any) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _path(folder: Path, what: str, split: str, samples: Iterable[Sample]) -> list[Path]:
-    base = {"prediction": folder / "evaluate" / "segmentation" / split, "pseudo-mask": folder / "pseudo_label" / split}
-    return [base[what] / f"{sample.id}.png" for sample in samples]
+def _path(folder: Path, what: str, split: str, sample: Sample) -> Path:
+    if what == "prediction":
+        return prediction_path(folder, "segmentation", split, sample.id)
+    return mask_path(folder, split, sample.id)
 
 
-def _any(paths: Iterable[Path]) -> bool:
-    return any(path.is_file() for path in paths)
+def _made(folder: Path, what: str, dataset: Dataset) -> bool:
+    return any(_path(folder, what, dataset.split, sample).is_file() for sample in dataset)
 
 
 def _values(labels: NDArray[Any]) -> list[int]:
