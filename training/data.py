@@ -20,7 +20,9 @@ from weakseg.errors import DatasetError
 from weakseg.image import read_image
 from weakseg.recipe import OptimConfig
 
-LabelSource = Callable[[Sample], NDArray[np.integer]]  # where label maps come from: pseudo-masks or, for the bound, truth
+LabelSource = Callable[
+    [Sample], NDArray[np.integer]
+]  # where label maps come from: pseudo-masks or, for the bound, truth
 
 
 class Batch(NamedTuple):

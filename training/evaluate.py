@@ -1,4 +1,4 @@
-"""Stage `evaluate`: every step of a run against the sealed truth. Each figure names its split, tags and threshold rule."""
+"""Stage `evaluate`: every step of a run against the sealed truth. A figure names its split, tags and threshold rule."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cam_files import cam_path
-from training.pseudo_label import mask_path, scored_indices
+from training.pseudo_label import scored_indices
 from weakseg.cam import labels_from_cam
 from weakseg.cam_file import read_cam
 from weakseg.cpu import usable_cpus
@@ -26,6 +25,7 @@ from weakseg.parallel import map_processes
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import Recipe
+from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
 from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
 from weakseg.threshold import Threshold
 
@@ -72,7 +72,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     Without true masks (a user's own photographs) nothing is scored; predictions are still made.
     """
     n_images, headline = 0, {}
-    threshold = Threshold.from_dict(_read_json(folder / "pseudo_label" / "threshold.json"))
+    threshold = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
     for split in recipe.evaluate.splits:
         dataset = read(recipe.data, split)
         networks = _predict(recipe, folder, dataset, progress) if split != recipe.data.train else ()
@@ -124,9 +124,7 @@ def _score_chunk(samples: tuple[Sample, ...], *, task: Task) -> tuple[dict[str, 
     return tallies, sweep.histogram, len(samples)
 
 
-def _label_maps(
-    sample: Sample, truth: NDArray[Any], sweep: Sweep, task: Task
-) -> Iterator[tuple[str, NDArray[Any]]]:
+def _label_maps(sample: Sample, truth: NDArray[Any], sweep: Sweep, task: Task) -> Iterator[tuple[str, NDArray[Any]]]:
     """Every label map that the run has of this image; the CAMs also go into the sweep."""
     config = task.recipe.pseudo_label
     cam = read_cam(cam_path(task.folder, task.split, sample.id))
@@ -139,10 +137,6 @@ def _label_maps(
     yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id).read_bytes())
     for network in task.segmentations:
         yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())
-
-
-def prediction_path(folder: Path, network: str, split: str, sample_id: str) -> Path:
-    return folder / "evaluate" / network / split / f"{sample_id}.png"
 
 
 def _record(
@@ -179,9 +173,3 @@ def _predict(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
         path = partial(prediction_path, folder, name, dataset.split)
         predict(recipe, folder / NETWORKS[name] / "segmentation.pt", dataset, path, progress)
     return tuple(there)
-
-
-def _read_json(path: Path) -> Any:
-    import json
-
-    return json.loads(path.read_text())

@@ -45,7 +45,9 @@ class ClassifierGraph(nn.Module):
     averaged over flips.
     """
 
-    def __init__(self, model: nn.Module, method: CamMethod, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, method: CamMethod, scales: tuple[float, ...] = (1.0,), flip: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.method, self.flip = model, method, flip
         self.eighths = _eighths(scales)
@@ -65,12 +67,14 @@ class ClassifierGraph(nn.Module):
             cams.append(resize(cam, rows // MAP_STRIDE, cols // MAP_STRIDE))
             if e == nearest_to_one:
                 logits = view_logits.reshape(self.n_mirrors, -1, view_logits.shape[1]).mean(dim=0)
-        return {"scores": logits.sigmoid(), "cam": crop_maps(torch.stack(cams).sum(dim=0), images.shape[1], images.shape[2])}
+        return {
+            "scores": logits.sigmoid(),
+            "cam": crop_maps(torch.stack(cams).sum(dim=0), images.shape[1], images.shape[2]),
+        }
 
 
 class SegmentationGraph(nn.Module):
-    """logits (B, C + 1, ceil(H/4), ceil(W/4)); with several scales or flip, the mean over the views.
-    """
+    """logits (B, C + 1, ceil(H/4), ceil(W/4)); with several scales or flip, the mean over the views."""
 
     def __init__(self, model: nn.Module, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> None:
         super().__init__()
@@ -98,8 +102,8 @@ def _with_mirror(view: Tensor) -> Tensor:
 
 def _without_mirror(maps: Tensor) -> Tensor:
     """(B, ...): maps plus the mirrored back maps of the mirror images."""
-    own, mirrored = maps.chunk(2)
-    return own + mirrored.flip(3)
+    n = maps.shape[0] // 2  # slices, not `chunk`: the ONNX exporter cannot split a symbolic batch
+    return maps[:n] + maps[n:].flip(3)
 
 
 def _eighths(scales: tuple[float, ...]) -> list[int]:

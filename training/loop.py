@@ -25,6 +25,7 @@ from training.randomness import seed_torch
 from weakseg.errors import TrainingError
 from weakseg.files import write_bytes_atomic
 from weakseg.progress import Progress
+from weakseg.stages import WITHOUT_EFFECT
 
 LOG_EVERY = 10  # steps
 
@@ -64,12 +65,15 @@ def fit(
     optimizer = build_optimizer(model, config)
     batches = Batches(len(images), config, seed)
     total = len(batches)
-    state = _Checkpoint(folder, fingerprint={"optim": asdict(config), "seed": seed, "n": len(images)})
+    settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
+    state = _Checkpoint(folder, fingerprint={"optim": settings, "seed": seed, "n": len(images)})
     start = batches.start = state.load(model, optimizer)
     log = _Log(folder, start)
-    saved_at = began = time.monotonic()
+    saved_at = time.monotonic()
     model.train()
-    with progress.task("train", total=total * config.batch_size, unit="images", initial=start * config.batch_size) as bar:
+    with progress.task(
+        "train", total=total * config.batch_size, unit="images", initial=start * config.batch_size
+    ) as bar:
         for step, batch in enumerate(loader(images, batches), start):
             seed_torch(seed, step)
             lr = set_learning_rate(optimizer, config, step, total)
@@ -86,8 +90,7 @@ def fit(
     log.close()
     state.save(model, optimizer, total)
     model.eval()
-    return {"n_images": (total - start) * config.batch_size, "steps": total, "seconds_here": time.monotonic() - began,
-            **log.last}
+    return {"n_images": (total - start) * config.batch_size, "steps": total, **log.last}
 
 
 def _step(
@@ -112,7 +115,9 @@ def _step(
 
 def _to(batch: Batch, device: torch.device) -> Batch:
     labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    return Batch(batch.images.to(device, non_blocking=True), batch.tags.to(device, non_blocking=True), labels, batch.ids)
+    return Batch(
+        batch.images.to(device, non_blocking=True), batch.tags.to(device, non_blocking=True), labels, batch.ids
+    )
 
 
 class _Checkpoint:

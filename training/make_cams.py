@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from training import cams
-from training.cam_files import cam_path, splits
 from training.device import pick_device
 from training.graphs import ClassifierGraph
 from training.models import load_model
@@ -19,6 +18,8 @@ from weakseg.datasets import read
 from weakseg.image import read_image
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
+from weakseg.run_folder import cam_path
+from weakseg.stages import all_splits
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     graph = ClassifierGraph(model, cams.get(recipe.cam.method), recipe.cam.scales, recipe.cam.flip).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     n_images = 0
-    for split in splits(recipe):
+    for split in all_splits(recipe):
         dataset = read(recipe.data, split)
         todo = [sample for sample in dataset if not cam_path(folder, split, sample.id).is_file()]
         for sample in progress.each(todo, f"cam {split}", total=len(todo)):
@@ -38,9 +39,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     return {"n_images": n_images, "views": graph.n_views}
 
 
-def image_cam(
-    graph: ClassifierGraph, image: NDArray[np.uint8], tags: tuple[int, ...], device: torch.device
-) -> CamFile:
+def image_cam(graph: ClassifierGraph, image: NDArray[np.uint8], tags: tuple[int, ...], device: torch.device) -> CamFile:
     """Maps of one image for its tags; the sum over views is divided by their number, which float16 holds well."""
     with torch.inference_mode():
         out = graph(torch.from_numpy(image[None]).to(device))

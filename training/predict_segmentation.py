@@ -22,7 +22,9 @@ from weakseg.segmentation import labels_from_logits
 NETWORKS = {"segmentation": "train_seg", "segmentation_full": "train_seg_full"}  # name in evaluate/ -> stage
 
 
-def predict(recipe: Recipe, model_path: Path, dataset: Dataset, path: Callable[[str], Path], progress: Progress) -> None:
+def predict(
+    recipe: Recipe, model_path: Path, dataset: Dataset, path: Callable[[str], Path], progress: Progress
+) -> None:
     """Write a label map PNG for every sample at `path(sample id)`."""
     model, _ = load_model(model_path, kind="segmentation")
     device = pick_device()

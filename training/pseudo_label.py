@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cam_files import cam_path, splits
 from weakseg import threshold
 from weakseg.cam_file import read_cam
 from weakseg.classes import ClassTable, voc_palette
@@ -24,7 +23,9 @@ from weakseg.parallel import map_processes
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import pseudo_mask
 from weakseg.recipe import Recipe
+from weakseg.run_folder import cam_path, mask_path
 from weakseg.scoring import Sweep
+from weakseg.stages import all_splits
 from weakseg.threshold import Threshold
 
 
@@ -33,18 +34,16 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     chosen = choose_threshold(recipe, folder, progress)
     write_json_atomic(folder / stage / "threshold.json", chosen.to_dict())
     n_images = 0
-    for split in splits(recipe):
+    for split in all_splits(recipe):
         dataset = read(recipe.data, split)
         todo = [sample for sample in dataset if not mask_path(folder, split, sample.id).is_file()]
-        work = partial(write_mask, recipe=recipe, folder=folder, split=split, n_classes=len(dataset.classes), t=chosen.t)
+        work = partial(
+            write_mask, recipe=recipe, folder=folder, split=split, n_classes=len(dataset.classes), t=chosen.t
+        )
         for _ in progress.each(map_processes(work, todo, usable_cpus()), f"{stage} {split}", total=len(todo)):
             pass
         n_images += len(todo)
     return {"n_images": n_images, "threshold": chosen.to_dict()}
-
-
-def mask_path(folder: Path, split: str, sample_id: str) -> Path:
-    return folder / "pseudo_label" / split / f"{sample_id}.png"
 
 
 def write_mask(sample: Sample, *, recipe: Recipe, folder: Path, split: str, n_classes: int, t: float) -> None:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 import numpy as np
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,7 +17,6 @@ from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
 from training.models import DeepLabV3Plus, build_backbone, load_model, save_model
-from training.pseudo_label import mask_path
 from training.randomness import seed_torch
 from weakseg.classes import IGNORE
 from weakseg.datasets import Sample, read
@@ -25,6 +24,7 @@ from weakseg.datasets.truth import Truth, open_truth
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
+from weakseg.run_folder import mask_path
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full"))
     dataset = read(recipe.data, recipe.data.train)
     seed_torch(recipe.seed, 0)
-    model = DeepLabV3Plus(start_backbone(recipe, folder), len(dataset.classes), recipe.train_seg.width).to(pick_device())
+    model = DeepLabV3Plus(start_backbone(recipe, folder), len(dataset.classes), recipe.train_seg.width).to(
+        pick_device()
+    )
     optim = recipe.train_seg.optim
     fill = model.backbone.mean_colour
     images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))

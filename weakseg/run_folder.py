@@ -11,6 +11,21 @@ from weakseg.errors import DataError
 STEPS = ("cam", "cam_crf", "pseudo_mask", "segmentation", "segmentation_full")  # `what` of evaluations, in order
 
 
+def cam_path(folder: Path, split: str, sample_id: str) -> Path:
+    """Where a run keeps an image's maps (weakseg.cam_file)."""
+    return folder / "cam" / split / f"{sample_id}.npz"
+
+
+def mask_path(folder: Path, split: str, sample_id: str) -> Path:
+    """Where a run keeps an image's pseudo-mask."""
+    return folder / "pseudo_label" / split / f"{sample_id}.png"
+
+
+def prediction_path(folder: Path, network: str, split: str, sample_id: str) -> Path:
+    """Where a run keeps what a network (`segmentation`, `segmentation_full`) predicts."""
+    return folder / "evaluate" / network / split / f"{sample_id}.png"
+
+
 def read_json(path: Path) -> Any:
     """Raises DataError when the file is missing or damaged."""
     try:

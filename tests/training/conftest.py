@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weakseg.recipe import BackboneConfig, CamConfig, DataConfig, EvaluateConfig, OptimConfig, Recipe, SegConfig, TrainConfig
+from weakseg.recipe import (
+    BackboneConfig,
+    CamConfig,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    Recipe,
+    SegConfig,
+    TrainConfig,
+)
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 

@@ -17,7 +17,7 @@ from weakseg.recipe import BackboneConfig
 
 
 class Blocks(nn.Module):
-    """A toy network with known geometry: cell (i, j) of its map is the mean of its own 16 x 16 block of the red channel."""
+    """A network of known geometry: cell (i, j) of its map is the mean of its own 16 x 16 block of the red channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,11 +53,13 @@ def test_outputs_cover_the_image_at_stride_4(size: tuple[int, int]) -> None:
         logits = SegmentationGraph(DeepLabV3Plus(backbone, 3, width=8), (1.0, 1.5), True).eval()(images)["logits"]
     assert out["cam"].shape == (2, 3, *expected) and out["scores"].shape == (2, 3)
     assert logits.shape == (2, 4, *expected)
-    assert out["cam"].min() >= 0 and 0 <= out["scores"].min() and out["scores"].max() <= 1
+    assert out["cam"].min() >= 0 and out["scores"].min() >= 0 and out["scores"].max() <= 1
 
 
 def test_a_mirrored_image_gives_mirrored_maps() -> None:
-    graph = ClassifierGraph(CamClassifier(build_backbone(BackboneConfig()), 3), cams.get("cam"), (1.0, 1.5), True).eval()
+    graph = ClassifierGraph(
+        CamClassifier(build_backbone(BackboneConfig()), 3), cams.get("cam"), (1.0, 1.5), True
+    ).eval()
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
     with torch.no_grad():
         a, b = graph(images), graph(images.flip(2))
@@ -66,7 +68,9 @@ def test_a_mirrored_image_gives_mirrored_maps() -> None:
 
 
 def test_alone_or_in_a_batch() -> None:
-    graph = ClassifierGraph(CamClassifier(build_backbone(BackboneConfig()), 3), cams.get("cam"), (0.5, 1.0), True).eval()
+    graph = ClassifierGraph(
+        CamClassifier(build_backbone(BackboneConfig()), 3), cams.get("cam"), (0.5, 1.0), True
+    ).eval()
     images = torch.randint(0, 256, (3, 40, 56, 3), dtype=torch.uint8)
     with torch.no_grad():
         together = graph(images)["cam"]

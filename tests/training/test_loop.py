@@ -65,17 +65,17 @@ def test_training_lowers_the_loss_and_logs_every_tenth_step(recipe: Recipe, tmp_
 def test_resumed_equals_undisturbed(recipe: Recipe, tmp_path: Path, stop: int) -> None:
     images = images_of(recipe, epochs=4, checkpoint_every_s=0.0)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def killing(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         if moment.step == stop:
-            raise Killed
+            raise KilledError
         return losses(model, batch, moment)
 
     whole, resumed = Linear(), Linear()
     fit(whole, losses, images, tmp_path / "whole", progress=SILENT)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(Linear(), killing, images, tmp_path / "resumed", progress=SILENT)
     fit(resumed, losses, images, tmp_path / "resumed", progress=SILENT)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -86,7 +86,9 @@ def _steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_process_killed_with_sigkill_resumes_to_the_same_weights(recipe: Recipe, squares: Path, tmp_path: Path) -> None:
+def test_a_process_killed_with_sigkill_resumes_to_the_same_weights(
+    recipe: Recipe, squares: Path, tmp_path: Path
+) -> None:
     """The real network, the real loop, a real SIGKILL in the middle of a step."""
     script = tmp_path / "train.py"
     script.write_text(

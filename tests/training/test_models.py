@@ -21,7 +21,9 @@ def small(name: str = "mobilenet_v2", **changes: object) -> BackboneConfig:
     return replace(BackboneConfig(name=name, freeze_stages=0), **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "n"), [("mobilenet_v2", 2_223_872), ("resnet50", 23_508_032), ("resnet101", 42_500_160)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("mobilenet_v2", 2_223_872), ("resnet50", 23_508_032), ("resnet101", 42_500_160)]
+)
 def test_parameter_count_is_torchvisions(name: str, n: int) -> None:
     # torchvision's totals less the 1000-way head: 3,504,872 - 1,281,000; 25,557,032 - 2,049,000; 44,549,160 - 2,049,000
     assert sum(p.numel() for p in build_backbone(small(name)).parameters()) == n
@@ -128,7 +130,9 @@ def test_misshapen_weights_are_listed_and_nothing_is_loaded(tmp_path: Path) -> N
     state = {f"features.{k.removeprefix('body.')}": v for k, v in build_backbone(small()).state_dict().items()}
     state["features.0.0.weight"] = torch.zeros(32, 1, 3, 3)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"1 misshapen: body\.0\.0\.weight \(32, 1, 3, 3\) instead of \(32, 3, 3, 3\)"):
+    with pytest.raises(
+        WeightsError, match=r"1 misshapen: body\.0\.0\.weight \(32, 1, 3, 3\) instead of \(32, 3, 3, 3\)"
+    ):
         build_backbone(small(weights=str(tmp_path / "w.pth")))
 
 
@@ -148,7 +152,9 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     source = build_backbone(small())
-    save_file({f"features.{k.removeprefix('body.')}": v for k, v in source.state_dict().items()}, tmp_path / "w.safetensors")
+    save_file(
+        {f"features.{k.removeprefix('body.')}": v for k, v in source.state_dict().items()}, tmp_path / "w.safetensors"
+    )
     loaded = build_backbone(small(weights=str(tmp_path / "w.safetensors")))
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), loaded.parameters(), strict=True))
 

@@ -1,7 +1,7 @@
 """CAM methods: one file is one method, found by its name.
 
-A method has `maps(model, images) -> (logits (B, C), cam (B, C, h, w) >= 0)` at the model's output stride. A method that is
-forward-only says `EXPORTABLE = True`: its maps can be computed inside an exported graph.
+A method has `maps(model, images) -> (logits (B, C), cam (B, C, h, w) >= 0)` at the model's output stride. A method
+that is forward-only says `EXPORTABLE = True`: its maps can be computed inside an exported graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training methods: one file is one method, found by its name.
 
-A method has `build(backbone, n_classes) -> nn.Module` whose forward returns logits and cam (training.models.classifier),
-and `losses(model, batch, moment) -> dict[str, Tensor]`, named losses whose sum is minimised.
+A method has `build(backbone, n_classes) -> nn.Module` whose forward returns a ClassifierOutput (training.models), and
+`losses(model, batch, moment) -> dict[str, Tensor]`, named losses whose sum is minimised.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def freeze_parts(self) -> None:
-        """Take gradients away from the first stages and from batch norm, as the config says. Call once, after building."""
+        """Take gradients away from the first stages and from batch norm, as the config says; called once."""
         for stage in self.stages()[: self.config.freeze_stages]:
             freeze(stage)
         if self.config.freeze_bn:

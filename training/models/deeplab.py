@@ -39,7 +39,7 @@ class Aspp(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, H/4, W/4), background first."""
+    """forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, H/4, W/4)."""
 
     def __init__(self, backbone: Backbone, n_classes: int, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Layers that every backbone shares: strided convolutions with a chosen phase, frozen batch norm, padding to a canvas."""
+"""Layers that every backbone shares: strided convolutions with a chosen phase, frozen parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PhasedConv2d(nn.Conv2d):
 
 
 def phases(output_stride: int) -> list[int]:
-    """Phase of each stride-2 layer, first to last, so that cell i lies at pixel s*i + (s - 1)/2, half a pixel off at most.
+    """Phase of each stride-2 layer, first to last, that puts cell i at pixel s*i + (s - 1)/2, half a pixel off at most.
 
     Layer k shifts by phase * 2^k pixels. All layers but the last at phase 1 give 2^(n-1) - 1 = s/2 - 1. Any choice of
     phases is the same function of a translated image (borders aside), so trained weights stay right.

@@ -50,7 +50,7 @@ class MobileNetV2(Backbone):
         layers: list[nn.Module] = [conv_bn_relu6(3, 32, 3, strides[0], phase=next(phase))]
         inputs, done = 32, {0}
         for expansion, outputs, blocks, stage in ROWS:
-            for block in range(blocks):
+            for _ in range(blocks):
                 first = stage not in done  # the block that opens a stage carries its stride
                 stride = strides[stage] if first else 1
                 # that block still sees features of the previous stage's spacing, so it keeps the previous dilation

@@ -29,10 +29,7 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> None:
         WeightsError: the file cannot be had or read, or its keys or shapes are not the backbone's (all are listed).
     """
     assert config.weights is not None
-    if config.weights == "imagenet":
-        state = _download(config.name)
-    else:
-        state = read_state_dict(Path(config.weights))
+    state = _download(config.name) if config.weights == "imagenet" else read_state_dict(Path(config.weights))
     state = {_own_name(key): value for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     load_strictly(backbone, state, what=f"{config.weights} into {config.name}")
 
