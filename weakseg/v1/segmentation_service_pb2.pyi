@@ -275,10 +275,10 @@ class OutputSpec(google.protobuf.message.Message):
     heatmap_max_side: builtins.int
     """CAMs are scaled down so that neither side is longer; 0 = as the network gives them."""
     background_threshold: builtins.float
-    """Pseudo-masks: background where no CAM exceeds this, in (0, 1); unset = the rule of the manifest."""
+    """Pseudo-masks: background where no CAM exceeds this, from 0.001 to 0.999; unset = the rule of the manifest."""
     background_alpha: builtins.float
-    """Pseudo-masks: exponent of the background score (1 - max CAM)^alpha of CRF and random walk, above 0; unset = the one that
-    matches the threshold.
+    """Pseudo-masks: the threshold in another form, t with (1 - t)^alpha = t, from 0.01 to 1000. This is the exponent of the
+    background score (1 - max CAM)^alpha of CRF and random walk. Not together with `background_threshold`.
     """
     refinement: global___Refinement.ValueType
     """Pseudo-masks: what sharpens them."""
@@ -827,6 +827,7 @@ class Model(google.protobuf.message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     MAX_SIDE_FIELD_NUMBER: builtins.int
     PRESENCE_THRESHOLD_FIELD_NUMBER: builtins.int
+    REFUSES_LARGER_FIELD_NUMBER: builtins.int
     state: global___ModelState.ValueType
     """Whether it answers."""
     sha256: builtins.str
@@ -842,9 +843,11 @@ class Model(google.protobuf.message.Message):
     max_message_bytes: builtins.int
     """Largest request and response; set the same limit on the client's channel."""
     max_side: builtins.int
-    """An image whose longer side exceeds this is scaled down to it before the network sees it."""
+    """The network never sees a longer side. Larger images are scaled down first, or refused where `refuses_larger` is set."""
     presence_threshold: builtins.float
     """Without tags, a class is present when its score reaches this."""
+    refuses_larger: builtins.bool
+    """Whether images above `max_side` are refused (IMAGE_TOO_LARGE)."""
     @property
     def ref(self) -> global___ModelRef:
         """Name and version."""
@@ -877,9 +880,10 @@ class Model(google.protobuf.message.Message):
         max_message_bytes: builtins.int = ...,
         max_side: builtins.int = ...,
         presence_threshold: builtins.float = ...,
+        refuses_larger: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["loaded_at", b"loaded_at", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes", b"classes", "execution_provider", b"execution_provider", "failure", b"failure", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "sha256", b"sha256", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "execution_provider", b"execution_provider", "failure", b"failure", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
 
 global___Model = Model
 
