@@ -1,0 +1,225 @@
+"""Dynamic batching: images that want the same graph at the same size go through it together.
+
+No gRPC, no models: callers hand over an image, a key that says what may share a batch, and the function that runs one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weakseg.errors import DeadlineTooShortError, QueueFullError
+
+Arrays = dict[str, NDArray[Any]]
+Key = tuple[Any, ...]
+Run = Callable[[NDArray[np.uint8]], Arrays]
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """One execution, as told to `on_batch`. `error` is what it raised."""
+
+    key: Key
+    size: int
+    seconds: float
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """What came of one image: outputs without the batch axis, and how it got them."""
+
+    outputs: Arrays
+    batch_size: int
+    queue_s: float
+    infer_s: float
+
+
+@dataclass(eq=False)
+class _Item:
+    image: NDArray[np.uint8]
+    run: Run
+    deadline: float | None
+    answer: asyncio.Future[BatchAnswer]
+    arrived: float = field(default_factory=monotonic)
+
+
+class Batcher:
+    """Collects images per key and runs each batch in a thread of its own pool.
+
+    A batch starts when it is full, or when its first image has waited `max_delay_s`, and a thread is free; while all
+    are busy it goes on filling. Of several that could start, the one whose first image came first does. Images whose
+    caller is gone or whose deadline has passed are dropped before they cost anything.
+
+    `submit` belongs to one event loop; create the batcher anywhere, `start` it there.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        max_delay_s: float,
+        limit: int,
+        workers: int = 1,
+        on_batch: Callable[[BatchRecord], None] | None = None,
+        on_depth: Callable[[int], None] | None = None,
+    ) -> None:
+        self.max_batch = max_batch
+        self.max_delay_s = max_delay_s
+        self.limit = limit
+        self._on_batch = on_batch
+        self._on_depth = on_depth
+        self._lanes: dict[Key, deque[_Item]] = {}
+        self._depth = 0
+        self._free = workers
+        self._wake = asyncio.Event()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runner")
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._executions: set[asyncio.Task[None]] = set()
+
+    @property
+    def depth(self) -> int:
+        """Images that wait."""
+        return self._depth
+
+    def start(self) -> None:
+        self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name="batcher")
+
+    async def close(self) -> None:
+        """Stop; whatever still waits or runs is cancelled for its caller. Returns when no thread runs any more."""
+        if self._dispatcher is not None:
+            self._dispatcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._dispatcher
+        for item in itertools.chain.from_iterable(self._lanes.values()):
+            item.answer.cancel()
+        self._lanes.clear()
+        self._set_depth(0)
+        await asyncio.gather(*self._executions)
+        self._pool.shutdown()
+
+    async def submit(self, key: Key, image: NDArray[np.uint8], run: Run, deadline: float | None = None) -> BatchAnswer:
+        """Run `image` with others of the same `key`.
+
+        Args:
+            key: images of equal keys have equal shapes and may share `run`.
+            image: (H, W, 3).
+            run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
+            deadline: on the clock of `time.monotonic`.
+        Raises:
+            QueueFullError: `limit` images wait already.
+            DeadlineTooShortError: the deadline passed before a batch could start.
+        """
+        if self._depth >= self.limit:
+            raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
+        item = _Item(image, run, deadline, asyncio.get_running_loop().create_future())
+        self._lanes.setdefault(key, deque()).append(item)
+        self._set_depth(self._depth + 1)
+        self._wake.set()
+        try:
+            return await item.answer
+        except asyncio.CancelledError:
+            self._remove(key, item)
+            raise
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._wake.clear()
+            wait_s = self._start_what_can() if self._free else None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+
+    def _start_what_can(self) -> float | None:
+        """Start batches while threads are free; the seconds until the next may start, None = nothing waits for time."""
+        while self._free:
+            now = monotonic()
+            self._drop_expired(now)
+            if not self._lanes:
+                return None
+            starts = {key: self._starts_at(lane) for key, lane in self._lanes.items()}
+            ready = [key for key, at in starts.items() if at <= now]
+            if not ready:
+                return min(starts.values()) - now
+            key = min(ready, key=lambda k: self._lanes[k][0].arrived)
+            self._free -= 1
+            execution = asyncio.get_running_loop().create_task(self._execute(key, self._take(key)))
+            self._executions.add(execution)
+            execution.add_done_callback(self._executions.discard)
+        return None
+
+    def _starts_at(self, lane: deque[_Item]) -> float:
+        return 0.0 if len(lane) >= self.max_batch else lane[0].arrived + self.max_delay_s
+
+    def _take(self, key: Key) -> list[_Item]:
+        lane = self._lanes[key]
+        items = [lane.popleft() for _ in range(min(self.max_batch, len(lane)))]
+        if not lane:
+            del self._lanes[key]
+        self._set_depth(self._depth - len(items))
+        return items
+
+    def _remove(self, key: Key, item: _Item) -> None:
+        """Take an image out of the queue if it is still there: its place is free at once."""
+        lane = self._lanes.get(key)
+        if lane is None or item not in lane:
+            return
+        lane.remove(item)
+        if not lane:
+            del self._lanes[key]
+        self._set_depth(self._depth - 1)
+
+    def _drop_expired(self, now: float) -> None:
+        """Answer and forget images whose time is up."""
+        waiting = [(key, item) for key, lane in self._lanes.items() for item in lane]
+        for key, item in waiting:
+            if item.deadline is not None and item.deadline <= now:
+                self._remove(key, item)
+                waited_ms = (now - item.arrived) * 1000
+                item.answer.set_exception(
+                    DeadlineTooShortError(f"the deadline passed after {waited_ms:.0f} ms in the queue: allow more time")
+                )
+
+    async def _execute(self, key: Key, items: list[_Item]) -> None:
+        started = monotonic()
+        error: Exception | None = None
+        outputs: list[Arrays] = []
+        try:
+            loop = asyncio.get_running_loop()
+            outputs = await loop.run_in_executor(self._pool, _run, items[0].run, [item.image for item in items])
+        except Exception as raised:  # whatever the runtime raises belongs to the callers
+            error = raised
+        infer_s = monotonic() - started
+        for i, item in enumerate(items):
+            if item.answer.done():
+                continue
+            if error is not None:
+                item.answer.set_exception(error)
+            else:
+                item.answer.set_result(BatchAnswer(outputs[i], len(items), started - item.arrived, infer_s))
+        if self._on_batch:
+            self._on_batch(BatchRecord(key, len(items), infer_s, error))
+        self._free += 1
+        self._wake.set()
+
+    def _set_depth(self, depth: int) -> None:
+        self._depth = depth
+        if self._on_depth:
+            self._on_depth(depth)
+
+
+def _run(run: Run, images: list[NDArray[np.uint8]]) -> list[Arrays]:
+    """One execution, in a thread: stack, run, take apart. Slices are copied, or each would keep the batch alive."""
+    outputs = run(np.stack(images))
+    if len(images) == 1:
+        return [{name: array[0] for name, array in outputs.items()}]
+    return [{name: array[i].copy() for name, array in outputs.items()} for i in range(len(images))]

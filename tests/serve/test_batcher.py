@@ -1,0 +1,242 @@
+"""The dynamic batcher over functions that the test holds back: what shares a batch does not depend on the clock."""
+
+import asyncio
+import threading
+from time import monotonic
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.batcher import Batcher
+from weakseg.errors import DeadlineTooShortError, QueueFullError
+
+LONG_S = 30.0
+
+
+def image(value=0, height=2, width=3):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+class Gate:
+    """A run that waits until the test opens it; `sizes` are the batches it saw."""
+
+    def __init__(self, *, is_open=False):
+        self.event = threading.Event()
+        self.sizes = []
+        self.values = []
+        if is_open:
+            self.event.set()
+
+    def __call__(self, images):
+        self.sizes.append(len(images))
+        self.values.append(images[:, 0, 0, 0].tolist())
+        assert self.event.wait(LONG_S)
+        return {"sum": images.sum(axis=(1, 2, 3)).astype(np.float32), "map": images[..., :1].astype(np.float32)}
+
+
+def run(test, **options):
+    """Run `test(batcher)` in a loop of its own, with a batcher that is closed afterwards."""
+
+    async def main():
+        batcher = Batcher(**{"max_batch": 4, "max_delay_s": 0.0, "limit": 100} | options)
+        batcher.start()
+        try:
+            return await asyncio.wait_for(test(batcher), LONG_S)
+        finally:
+            await batcher.close()
+
+    return asyncio.run(main())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_an_answer_has_the_image_of_its_caller():
+    gate = Gate(is_open=True)
+
+    async def test(batcher):
+        return await asyncio.gather(*(batcher.submit("k", image(i), gate) for i in range(10)))
+
+    answers = run(test)
+    assert [answer.outputs["sum"] for answer in answers] == [18 * i for i in range(10)]
+    assert all(answer.outputs["map"].shape == (2, 3, 1) for answer in answers)
+    assert sum(gate.sizes) == 10 and max(gate.sizes) <= 4
+
+
+def test_while_the_runner_is_busy_the_next_batch_fills():
+    gate = Gate()
+
+    async def test(batcher):
+        first = asyncio.create_task(batcher.submit("k", image(0), gate))
+        await until(lambda: gate.sizes == [1])
+        others = [asyncio.create_task(batcher.submit("k", image(i), gate)) for i in range(1, 7)]
+        await until(lambda: batcher.depth == 6)
+        gate.event.set()
+        return [(await task).batch_size for task in [first, *others]]
+
+    assert run(test) == [1, 4, 4, 4, 4, 2, 2]
+    assert gate.sizes == [1, 4, 2]
+
+
+def test_a_full_batch_does_not_wait_for_the_delay():
+    gate = Gate(is_open=True)
+
+    async def test(batcher):
+        await asyncio.gather(*(batcher.submit("k", image(i), gate) for i in range(4)))
+
+    run(test, max_delay_s=10 * LONG_S)
+    assert gate.sizes == [4]
+
+
+def test_a_batch_that_does_not_fill_starts_after_the_delay():
+    gate = Gate(is_open=True)
+
+    async def test(batcher):
+        return await asyncio.gather(*(batcher.submit("k", image(i), gate) for i in range(3)))
+
+    answers = run(test, max_delay_s=0.05)
+    assert gate.sizes == [3]
+    assert all(answer.queue_s >= 0.05 for answer in answers)
+
+
+def test_keys_do_not_mix_and_the_oldest_goes_first():
+    gate = Gate()
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit("busy", image(9), gate))]
+        await until(lambda: gate.sizes == [1])
+        for i, key in enumerate("abab"):
+            tasks.append(asyncio.create_task(batcher.submit(key, image(i, height=2 + (key == "b")), gate)))
+        await until(lambda: batcher.depth == 4)
+        gate.event.set()
+        await asyncio.gather(*tasks)
+
+    run(test)
+    assert gate.values == [[9], [0, 2], [1, 3]]
+
+
+def test_one_image_more_than_the_limit_is_refused():
+    gate = Gate()
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit("k", image(), gate))]
+        await until(lambda: gate.sizes == [1])
+        tasks += [asyncio.create_task(batcher.submit("k", image(), gate)) for _ in range(2)]
+        await until(lambda: batcher.depth == 2)
+        with pytest.raises(QueueFullError, match="at most 2"):
+            await batcher.submit("k", image(), gate)
+        gate.event.set()
+        await asyncio.gather(*tasks)
+        assert batcher.depth == 0
+
+    run(test, limit=2)
+
+
+def test_cancelled_work_leaves_the_queue_at_once_and_never_runs():
+    gate = Gate()
+
+    async def test(batcher):
+        first = asyncio.create_task(batcher.submit("k", image(0), gate))
+        await until(lambda: gate.sizes == [1])
+        gone, stays = (asyncio.create_task(batcher.submit("k", image(i), gate)) for i in (1, 2))
+        await until(lambda: batcher.depth == 2)
+        gone.cancel()
+        await until(gone.done)
+        assert batcher.depth == 1
+        gate.event.set()
+        await asyncio.gather(first, stays)
+
+    run(test)
+    assert gate.values == [[0], [2]]
+
+
+def test_expired_work_is_answered_and_never_runs():
+    gate = Gate()
+
+    async def test(batcher):
+        first = asyncio.create_task(batcher.submit("k", image(0), gate))
+        await until(lambda: gate.sizes == [1])
+        late = asyncio.create_task(batcher.submit("k", image(1), gate, deadline=monotonic()))
+        in_time = asyncio.create_task(batcher.submit("k", image(2), gate, deadline=monotonic() + LONG_S))
+        await until(lambda: batcher.depth == 2)
+        gate.event.set()
+        with pytest.raises(DeadlineTooShortError, match="in the queue"):
+            await late
+        await asyncio.gather(first, in_time)
+
+    run(test)
+    assert gate.values == [[0], [2]]
+
+
+def test_an_error_reaches_every_caller_and_the_next_batch_runs():
+    records = []
+
+    def broken(images):
+        raise MemoryError("out of memory")
+
+    async def test(batcher):
+        failed = await asyncio.gather(*(batcher.submit("k", image(), broken) for _ in range(2)), return_exceptions=True)
+        answer = await batcher.submit("k", image(1), Gate(is_open=True))
+        return failed, answer
+
+    failed, answer = run(test, on_batch=records.append, max_delay_s=0.01)
+    assert [type(error) for error in failed] == [MemoryError] * 2
+    assert answer.outputs["sum"] == 18
+    assert [(record.size, type(record.error)) for record in records] == [(2, MemoryError), (1, type(None))]
+
+
+def test_two_workers_run_two_batches_at_once():
+    gate = Gate()
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit(key, image(), gate)) for key in "ab"]
+        await until(lambda: gate.sizes == [1, 1])
+        gate.event.set()
+        await asyncio.gather(*tasks)
+
+    run(test, workers=2)
+
+
+def test_closing_cancels_what_waits():
+    gate = Gate()
+
+    async def test(batcher):
+        running = asyncio.create_task(batcher.submit("k", image(), gate))
+        await until(lambda: gate.sizes == [1])
+        waiting = asyncio.create_task(batcher.submit("k", image(), gate))
+        await until(lambda: batcher.depth == 1)
+        gate.event.set()
+        await batcher.close()
+        assert (await asyncio.gather(running, waiting, return_exceptions=True))[1].__class__ is asyncio.CancelledError
+        assert batcher.depth == 0
+
+    run(test)
+    assert gate.sizes == [1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    keys=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    cancelled=st.sets(st.integers(0, 29), max_size=10),
+    max_batch=st.integers(1, 5),
+    workers=st.integers(1, 3),
+)
+def test_every_image_is_answered_once_or_cancelled(keys, cancelled, max_batch, workers):
+    gate, depths = Gate(is_open=True), []
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit(key, image(i), gate)) for i, key in enumerate(keys)]
+        await asyncio.sleep(0)
+        for i in cancelled & set(range(len(keys))):
+            tasks[i].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = run(test, max_batch=max_batch, workers=workers, on_depth=depths.append)
+    for i, answer in enumerate(answers):
+        assert i in cancelled if isinstance(answer, asyncio.CancelledError) else answer.outputs["sum"] == 18 * i
+    assert max(gate.sizes, default=0) <= max_batch
+    assert depths[-1] == 0 and min(depths) == 0
