@@ -1,0 +1,139 @@
+"""Every metric of the server, in a registry of its own, and the HTTP port that shows them.
+
+Label values come from closed sets: served models, status codes, stages, methods of our services.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socketserver
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from weakseg.errors import ConfigError
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BYTES = tuple(float(4**k) for k in range(5, 14))  # 1 KiB to 64 MiB
+BATCH = (1, 2, 4, 8, 16, 32, 64)
+
+log = logging.getLogger("serve.metrics")
+
+
+class Metrics:
+    """The instruments, by name. One per server, so that two servers in a process do not add up."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        model = ("model", "version")
+        self.requests = self._counter("weakseg_requests_total", "Images asked for, by outcome", (*model, "code"))
+        self.request_seconds = self._seconds("weakseg_request_duration_seconds", "One image, in to out", model)
+        self.stage_seconds = self._seconds("weakseg_stage_duration_seconds", "Parts of a request", ("stage",))
+        self.batch_size = self._histogram("weakseg_batch_size", "Images per execution of a graph", BATCH, model)
+        self.images = self._counter("weakseg_images_total", "Images that went through a graph", model)
+        self.executions = self._counter("weakseg_executions_total", "Executions of a graph", model)
+        self.queue_depth = self._gauge("weakseg_queue_depth", "Images that wait for a graph")
+        self.queue_limit = self._gauge("weakseg_queue_limit", "Requests in the server beyond which one is refused")
+        self.inflight = self._gauge("weakseg_inflight", "Requests in the server")
+        self.rejected = self._counter("weakseg_rejected_total", "Images without an answer, by reason", ("reason",))
+        self.model_state = self._gauge("weakseg_model_state", "1 for the state a model is in", (*model, "state"))
+        self.model_load_seconds = self._gauge("weakseg_model_load_seconds", "How long loading took", model)
+        self.model_info = self._gauge("weakseg_model_info", "Always 1", (*model, "sha256", "provider", "threads"))
+        self.response_bytes = self._histogram("weakseg_response_bytes", "Size of a response", BYTES, ())
+        self.loop_lag_seconds = self._gauge("weakseg_event_loop_lag_seconds", "Delay of the latest timer of the loop")
+        method = ("grpc_type", "grpc_service", "grpc_method")
+        self.grpc_started = self._counter("grpc_server_started_total", "Calls begun", method)
+        self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
+        self.grpc_seconds = self._seconds("grpc_server_handling_seconds", "Calls, begin to end", method)
+
+    def text(self) -> bytes:
+        """The exposition format, as a scrape reads it."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...]) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
+        return self._histogram(name, text, SECONDS, labels)
+
+
+class MetricsServer:
+    """`/metrics`, `/livez` and `/readyz` on a port of their own, in a thread of their own.
+
+    `ready()` returns whether the server takes requests, and what to show about it (JSON).
+    """
+
+    def __init__(self, metrics: Metrics, host: str, port: int, ready: Callable[[], tuple[bool, Any]]) -> None:
+        handler = type("Handler", (_Handler,), {"metrics": metrics, "ready": staticmethod(ready)})
+        try:
+            self._server = _Server((host, port), handler)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} for metrics: {error.strerror or error}; "
+                "stop what uses the port or choose another with --metrics-port"
+            ) from error
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # HTTPServer's own looks its name up in the DNS, which can take many seconds where there is none.
+        socketserver.TCPServer.server_bind(self)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    metrics: Metrics
+    ready: Callable[[], tuple[bool, Any]]
+    timeout = 10  # seconds that a silent client may keep its thread
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path == "/metrics":
+            self._answer(200, self.metrics.text(), CONTENT_TYPE_LATEST)
+        elif path == "/livez":
+            self._answer(200, b"ok\n", "text/plain")
+        elif path == "/readyz":
+            ready, detail = self.ready()
+            self._answer(200 if ready else 503, json.dumps(detail).encode() + b"\n", "application/json")
+        else:
+            self._answer(404, b"expected /metrics, /livez or /readyz\n", "text/plain")
+
+    def _answer(self, code: int, body: bytes, content_type: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        log.debug(format, *args)
