@@ -1,0 +1,143 @@
+"""Results to wire messages: arrays become PNG, run lengths or raw bytes. Runs in a thread."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from google.protobuf import duration_pb2
+from numpy.typing import NDArray
+from PIL import Image
+
+from serve.pipeline import Answer
+from weakseg.classes import ClassTable, ignore_value
+from weakseg.errors import OutputUnsupportedError, ResponseTooLargeError
+from weakseg.manifest import OutputKind
+from weakseg.masks.coco_rle import rles_from_labels
+from weakseg.masks.png import png_from_labels
+from weakseg.result import Result
+from weakseg.v1 import segmentation_service_pb2 as pb
+
+KIND_NAMES: dict[int, OutputKind] = {
+    pb.OUTPUT_KIND_CAM: "cam",
+    pb.OUTPUT_KIND_PSEUDO_MASK: "pseudo_mask",
+    pb.OUTPUT_KIND_SEGMENTATION: "segmentation",
+}
+
+
+def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes: int) -> pb.SegmentResponse:
+    """The reply to a valid request.
+
+    Raises:
+        ResponseTooLargeError: above `limit_bytes`.
+        OutputUnsupportedError: an encoding that the label map does not fit.
+    """
+    started = monotonic()
+    result = answer.result
+    name, version = result.model.split("/")
+    response = pb.SegmentResponse(
+        request_id=request.request_id,
+        model=pb.ModelRef(name=name, version=version),
+        model_sha256=result.model_sha256,
+        image_width=result.width,
+        image_height=result.height,
+        scores=_scores(result),
+        outputs=[_output(result, spec) for spec in request.outputs],
+        timing=pb.Timing(
+            **{stage: duration_from_seconds(seconds) for stage, seconds in answer.seconds.items()},
+            batch_size=answer.batch_size,
+        ),
+    )
+    response.timing.encode.CopyFrom(duration_from_seconds(monotonic() - started))
+    size = response.ByteSize()
+    if size > limit_bytes:
+        raise ResponseTooLargeError(
+            f"expected a response of at most {limit_bytes} bytes, got {size}: ask for fewer classes, "
+            "a smaller heatmap_max_side or a PNG encoding"
+        )
+    return response
+
+
+def mask_from_labels(
+    labels: NDArray[Any], encoding: pb.MaskEncoding.ValueType, palette: NDArray[np.uint8], *, ignore: bool
+) -> pb.Mask:
+    """A label map (H, W), uint8 or uint16, on the wire. `ignore` says that pixels may have the IGNORE value."""
+    encoding = encoding or pb.MASK_ENCODING_PNG_INDEX
+    mask = pb.Mask(width=labels.shape[1], height=labels.shape[0], encoding=encoding)
+    if ignore:
+        mask.ignore_index = ignore_value(labels)
+    if encoding == pb.MASK_ENCODING_PNG_INDEX:
+        mask.data = png_from_labels(labels, palette[:256])
+    elif encoding == pb.MASK_ENCODING_COCO_RLE:
+        mask.rle.extend(pb.CocoRle(class_id=id_, counts=counts) for id_, counts in rles_from_labels(labels).items())
+    elif encoding == pb.MASK_ENCODING_RAW_U8 and labels.dtype != np.uint8:
+        raise OutputUnsupportedError("RAW_U8 holds at most 254 classes, this model has more: ask for RAW_U16")
+    elif encoding == pb.MASK_ENCODING_RAW_U8:
+        mask.data = labels.tobytes()
+    elif encoding == pb.MASK_ENCODING_RAW_U16:
+        mask.data = labels.astype("<u2").tobytes()
+    else:
+        raise OutputUnsupportedError("polygons are not made yet: ask for COCO_RLE and trace its outlines")
+    return mask
+
+
+def heatmap_from_cam01(cam01: NDArray[np.float32], class_id: int, encoding: pb.HeatmapEncoding.ValueType) -> pb.Heatmap:
+    """One map (h, w) in [0, 1] on the wire."""
+    encoding = encoding or pb.HEATMAP_ENCODING_PNG_GRAY8
+    if encoding == pb.HEATMAP_ENCODING_RAW_F16:
+        data = cam01.astype("<f2").tobytes()
+    elif encoding == pb.HEATMAP_ENCODING_RAW_F32:
+        data = cam01.astype("<f4").tobytes()
+    else:
+        buffer = io.BytesIO()
+        grey = np.rint(np.clip(cam01, 0, 1) * 255).astype(np.uint8)
+        Image.fromarray(grey).save(buffer, "PNG", compress_level=1)
+        data = buffer.getvalue()
+    height, width = cam01.shape
+    return pb.Heatmap(
+        class_id=class_id,
+        width=width,
+        height=height,
+        encoding=encoding,
+        data=data,
+        min_value=float(cam01.min()),
+        max_value=float(cam01.max()),
+    )
+
+
+def class_infos(classes: ClassTable, palette: NDArray[np.uint8]) -> Iterable[pb.ClassInfo]:
+    """Rows of the class table, background first."""
+    for value, name in enumerate(("background", *classes.names)):
+        red, green, blue = (int(channel) for channel in palette[value])
+        yield pb.ClassInfo(id=value, name=name, rgb=red << 16 | green << 8 | blue)
+
+
+def duration_from_seconds(seconds: float) -> duration_pb2.Duration:
+    whole, rest = divmod(round(seconds * 1e9), 10**9)
+    return duration_pb2.Duration(seconds=whole, nanos=rest)
+
+
+def _scores(result: Result) -> Iterable[pb.ClassScore]:
+    for c, name in enumerate(result.classes.names):
+        if name in result.scores:
+            yield pb.ClassScore(class_id=c + 1, label=name, score=result.scores[name], present=name in result.present)
+
+
+def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
+    kind = KIND_NAMES[spec.kind]
+    if kind == "cam":
+        index = {name: c + 1 for c, name in enumerate(result.classes.names)}
+        maps = (heatmap_from_cam01(m, index[name], spec.heatmap_encoding) for name, m in result.heatmaps.items())
+        return pb.Output(kind=spec.kind, heatmaps=pb.HeatmapSet(heatmaps=maps))
+    labels = result.segmentation if kind == "segmentation" else result.pseudo_mask
+    assert labels is not None, f"the model gave no {kind} though it was asked for one"
+    is_pseudo = kind == "pseudo_mask"
+    output = pb.Output(
+        kind=spec.kind, mask=mask_from_labels(labels, spec.mask_encoding, result.palette, ignore=is_pseudo)
+    )
+    if is_pseudo and result.threshold is not None:
+        output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule
+    return output

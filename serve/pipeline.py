@@ -1,0 +1,197 @@
+"""What happens to one image: decode → batch → finish → encode. No gRPC in here; every front end drives this one.
+
+The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
+batcher's. At most `limit` requests are inside at once, whatever step they are at, so memory is bounded; one more is
+refused before anything is done for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.batcher import BatchAnswer, Batcher, BatchRecord
+from serve.metrics import Metrics
+from weakseg.errors import (
+    DataError,
+    DrainingError,
+    ModelFailedError,
+    OutputUnsupportedError,
+    QueueFullError,
+    ServiceError,
+    WeaksegError,
+)
+from weakseg.image import SERVICE_FORMATS, probe
+from weakseg.model import Decoded, GraphOutputs, Model, Request
+from weakseg.preprocess import fitted_size
+from weakseg.result import Result
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image for one model.
+
+    name, version: of the model, for batch keys and metrics.
+    image: a file in one of SERVICE_FORMATS, or (H, W, 3) uint8 RGB.
+    deadline: on the clock of `time.monotonic`; None = none.
+    """
+
+    name: str
+    version: str
+    model: Model
+    image: bytes | NDArray[np.uint8]
+    request: Request
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """seconds: queue, decode, infer, postprocess. batch_size: of several graphs, the smallest."""
+
+    result: Result
+    seconds: dict[str, float]
+    batch_size: int
+
+
+class ModelRunError(Exception):
+    """A loaded model failed on a request: our fault, so not in the error table, so INTERNAL."""
+
+
+class Pipeline:
+    """Start it on the event loop that uses it; `close` when no request is inside any more."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        threads: int,
+        max_batch: int,
+        max_delay_s: float,
+        queue_limit: int,
+        max_pixels: int,
+    ) -> None:
+        self.limit = queue_limit + max_batch
+        self.inflight = 0
+        self.draining = False
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
+        # One runner thread: the runtime spreads one execution over all cores, two at once would only share them. The
+        # batcher's own bound is never met from here: a request waits for one graph at a time.
+        self._batcher = Batcher(
+            max_batch=max_batch,
+            max_delay_s=max_delay_s,
+            limit=self.limit,
+            on_batch=self._count_batch,
+            on_depth=metrics.queue_depth.set,
+        )
+        metrics.queue_limit.set(self.limit)
+
+    def start(self) -> None:
+        self._batcher.start()
+
+    async def close(self) -> None:
+        await self._batcher.close()
+        for pool in (self._decoders, self._finishers):
+            await asyncio.to_thread(pool.shutdown)
+
+    async def segment(self, job: Job, encode: Callable[[Answer], T]) -> T:
+        """The encoded answer to one image; `encode` runs in a thread.
+
+        Raises:
+            DrainingError, QueueFullError: before anything was done.
+            ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
+            OutputUnsupportedError: the server lacks what an output needs.
+        """
+        with self._admitted():
+            decoded = await self._in(self._decoders, self._decode, job)
+            runs = {}
+            for graph in job.model.graphs_for(job.request):
+                runs[graph] = await self._run(job, graph, decoded)
+            for stage in ("queue_s", "infer_s"):
+                self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
+            return await self._in(self._finishers, self._finish, job, decoded, runs, encode)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self.draining:
+            raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
+        if self.inflight >= self.limit:
+            raise QueueFullError(f"expected at most {self.limit} requests at once, got one more: try again later")
+        self._set_inflight(self.inflight + 1)
+        try:
+            yield
+        finally:
+            self._set_inflight(self.inflight - 1)
+
+    async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
+        key = (job.name, job.version, graph, decoded.prepared.shape)
+        run = partial(job.model.runner.run, graph)
+        try:
+            return await self._batcher.submit(key, decoded.prepared, run, job.deadline)
+        except ModelFailedError as error:
+            raise ModelRunError(str(error)) from error
+
+    def _decode(self, job: Job) -> Decoded:
+        started = monotonic()
+        if isinstance(job.image, bytes):
+            header = probe(job.image, formats=SERVICE_FORMATS)
+            fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `decode` would refuse later
+        decoded = job.model.decode(job.image, max_pixels=self._max_pixels, formats=SERVICE_FORMATS)
+        self._observe("decode", monotonic() - started)
+        return decoded
+
+    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], encode: Callable[[Answer], T]) -> T:
+        started = monotonic()
+        result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()})
+        finished = monotonic()
+        seconds = {
+            "queue": sum(run.queue_s for run in runs.values()),
+            "decode": decoded.seconds,
+            "infer": sum(run.infer_s for run in runs.values()),
+            "postprocess": finished - started,
+        }
+        encoded = encode(Answer(result, seconds, min(run.batch_size for run in runs.values())))
+        self._observe("postprocess", finished - started)
+        self._observe("encode", monotonic() - finished)
+        return encoded
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+    def _count_batch(self, record: BatchRecord) -> None:
+        name, version, *_ = record.key
+        self._metrics.executions.labels(name, version).inc()
+        self._metrics.images.labels(name, version).inc(record.size)
+        self._metrics.batch_size.labels(name, version).observe(record.size)
+
+    def _observe(self, stage: str, seconds: float) -> None:
+        self._metrics.stage_seconds.labels(stage).observe(seconds)
+
+    def _set_inflight(self, n: int) -> None:
+        self.inflight = n
+        self._metrics.inflight.set(n)
+
+
+def _result(job: Job, decoded: Decoded, outputs: GraphOutputs) -> Result:
+    """`Model.finish`, its errors as a client should see them."""
+    try:
+        return job.model.finish(decoded, outputs, job.request)
+    except ModelFailedError as error:
+        raise ModelRunError(str(error)) from error
+    except (ServiceError, DataError):
+        raise
+    except WeaksegError as error:  # a package is not installed, or the manifest asks for what cannot be
+        raise OutputUnsupportedError(f"this server cannot compute {', '.join(job.request.outputs)}: {error}") from error
