@@ -1,0 +1,212 @@
+"""The edge of every call: errors become status codes, calls are counted and timed.
+
+This holds the one table from the classes of weakseg/errors.py to status codes. An error that is not in it is a fault of
+ours: INTERNAL with a fixed text and an id; its trace goes to the log under that id and never to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from serve.metrics import Metrics
+from weakseg import errors
+
+DOMAIN = "weakseg"
+SERVICE = "weakseg.v1.SegmentationService"
+
+log = logging.getLogger("serve.errors")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a class of errors is told: `retry_s` becomes RetryInfo, `field` BadRequest, `resource` ResourceInfo."""
+
+    code: grpc.StatusCode
+    retry_s: float | None = None
+    field: str | None = None  # path used when the error names none
+    resource: bool = False
+
+
+TABLE: dict[type[errors.WeaksegError], Row] = {
+    errors.InvalidRequestError: Row(grpc.StatusCode.INVALID_ARGUMENT, field=""),
+    errors.UnknownClassError: Row(grpc.StatusCode.INVALID_ARGUMENT, field=""),
+    errors.ImageError: Row(grpc.StatusCode.INVALID_ARGUMENT, field="image"),
+    errors.ModelNotFoundError: Row(grpc.StatusCode.NOT_FOUND, resource=True),
+    errors.ModelFailedError: Row(grpc.StatusCode.FAILED_PRECONDITION, resource=True),
+    errors.OutputUnsupportedError: Row(grpc.StatusCode.FAILED_PRECONDITION),
+    errors.ModelLoadingError: Row(grpc.StatusCode.UNAVAILABLE, retry_s=1.0),
+    errors.DrainingError: Row(grpc.StatusCode.UNAVAILABLE, retry_s=0.5),
+    errors.QueueFullError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=0.25),
+    errors.ResponseTooLargeError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    errors.DeadlineTooShortError: Row(grpc.StatusCode.DEADLINE_EXCEEDED),
+}
+# The one class whose code depends on its reason: a limit of the server, not a fault of the file.
+IMAGE_TOO_LARGE = Row(grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+def status_from_error(error: Exception, resource: str = "") -> status_pb2.Status:
+    """google.rpc.Status of any error; what is not in TABLE is logged here with its trace.
+
+    `resource` names the model that was asked for, `name/version`.
+    """
+    row = row_from_error(error)
+    if row is None:
+        return _internal_status(error)
+    assert isinstance(error, errors.WeaksegError)
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if row.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=getattr(error, "field", "") or row.field, description=str(error)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if row.retry_s is not None:
+        delay = duration_pb2.Duration(nanos=round(row.retry_s * 1e9) % 10**9, seconds=int(row.retry_s))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if row.resource:
+        details.append(
+            error_details_pb2.ResourceInfo(
+                resource_type="weakseg.v1.Model", resource_name=resource, description=str(error)
+            )
+        )
+    return _status(row.code, str(error), details)
+
+
+def row_from_error(error: BaseException) -> Row | None:
+    """The row of the nearest class; None = INTERNAL."""
+    if isinstance(error, errors.ImageError) and error.reason == "IMAGE_TOO_LARGE":
+        return IMAGE_TOO_LARGE
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
+
+
+def code_from_error(error: BaseException) -> grpc.StatusCode:
+    """The status code that an error ends a call with."""
+    if isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.CANCELLED
+    row = row_from_error(error)
+    return row.code if row else grpc.StatusCode.INTERNAL
+
+
+def _internal_status(error: Exception) -> status_pb2.Status:
+    error_id = uuid.uuid4().hex[:12]
+    log.error("internal error", exc_info=error, extra={"fields": {"error_id": error_id}})
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
+    return _status(grpc.StatusCode.INTERNAL, f"internal error {error_id}: the server's log says more", [info])
+
+
+def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> status_pb2.Status:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps the handlers of every service. `running` counts calls of ours, for a drain to wait on."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Whether no call of ours was running within the time."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:  # UNIMPLEMENTED, answered by gRPC
+            return None
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        wrapped = self._wrap(getattr(handler, kind), kind, handler_call_details.method)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap(self, behaviour: Any, kind: str, path: str) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            async with self._observe(kind, path, request, context):
+                return await behaviour(request, context)
+
+        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._observe(kind, path, request, context):
+                async for response in behaviour(request, context):
+                    yield response
+
+        return generate if inspect.isasyncgenfunction(behaviour) else call
+
+    @asynccontextmanager
+    async def _observe(self, kind: str, path: str, request: Any, context: Any) -> AsyncIterator[None]:
+        service, method = path.strip("/").rsplit("/", 1)
+        labels = (kind, service, method)
+        started = monotonic()
+        code = grpc.StatusCode.UNKNOWN
+        self._metrics.grpc_started.labels(*labels).inc()
+        self._enter(service)
+        try:
+            yield
+            code = grpc.StatusCode.OK
+        except asyncio.CancelledError:
+            expired = (context.time_remaining() or 1.0) <= 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            raise
+        except grpc.aio.AbortError:  # a handler that is not ours ended its call
+            code = _code_from_int(context.code())
+            raise
+        except Exception as error:
+            code = code_from_error(error)
+            status = rpc_status.to_status(status_from_error(error, _asked_model(request)))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+        finally:
+            self._leave(service)
+            self._metrics.grpc_handled.labels(*labels, code.name).inc()
+            self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
+
+    def _enter(self, service: str) -> None:
+        if service == SERVICE:
+            self.running += 1
+            self._idle.clear()
+
+    def _leave(self, service: str) -> None:
+        if service == SERVICE:
+            self.running -= 1
+            if not self.running:
+                self._idle.set()
+
+
+def model_name(ref: Any) -> str:
+    """`name/version` of a ModelRef, as far as it says."""
+    return "/".join(part for part in (ref.name, ref.version) if part)
+
+
+def _asked_model(request: Any) -> str:
+    return model_name(request.model) if hasattr(request, "model") else ""  # a stream's request is an iterator
+
+
+def _code_from_int(value: Any) -> grpc.StatusCode:
+    number = value if isinstance(value, int) else value.value[0]
+    return next((code for code in grpc.StatusCode if code.value[0] == number), grpc.StatusCode.UNKNOWN)

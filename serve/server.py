@@ -1,0 +1,207 @@
+"""The process: put the parts together, run until told to stop, stop without losing a request.
+
+Stopping (SIGTERM): readiness goes off; for `drain_delay_s` everything is answered as before, while load balancers
+notice; then new requests are refused (UNAVAILABLE, DRAINING) and those inside may finish within `drain_grace_s`; then
+the port is closed, and the models last. SIGINT skips the delay; a second signal skips the grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import weakseg
+from serve.health import Health
+from serve.interceptors import SERVICE, Edge
+from serve.metrics import Metrics, MetricsServer
+from serve.models import BundleFolder, Entry, Models, ModelState
+from serve.pipeline import Pipeline
+from serve.service import SegmentationService
+from serve.settings import ServeConfig
+from weakseg.cpu import usable_cpus
+from weakseg.errors import ConfigError
+from weakseg.model import Model
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+LAG_EVERY_S = 0.5
+
+log = logging.getLogger("serve")
+
+
+class Server:
+    """One gRPC server with its models and its metrics port; `start` it on a running event loop.
+
+    load: opens a bundle; None = `weakseg.load` with the configured runtime and threads.
+    """
+
+    def __init__(
+        self, config: ServeConfig, folders: Sequence[BundleFolder], load: Callable[[Path], Model] | None = None
+    ) -> None:
+        self.config = config
+        self.port = 0
+        self.metrics_port = 0
+        self.metrics = Metrics()
+        self.threads = config.threads or usable_cpus()
+        load = load or partial(weakseg.load, runtime=config.runtime, threads=self.threads)
+        self.models = Models(folders, load, self._on_model_change)
+        self.health = Health(self.models)
+        self.pipeline = Pipeline(
+            self.metrics,
+            threads=self.threads,
+            max_batch=config.max_batch,
+            max_delay_s=config.max_delay_ms / 1000,
+            queue_limit=config.queue_limit,
+            max_pixels=config.max_pixels,
+        )
+        self._edge = Edge(self.metrics)
+        self._http: MetricsServer | None = None
+        self._grpc: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Open both ports and begin to load the models; returns before they are ready.
+
+        Raises:
+            ConfigError: a port that cannot be opened.
+        """
+        self._http = MetricsServer(self.metrics, self.config.host, self.config.metrics_port, self._ready)
+        self.metrics_port = self._http.port
+        try:
+            self._grpc = self._build()
+            self.port = _listen(self._grpc, self.config.host, self.config.port)
+        except ConfigError:
+            self._http.close()
+            raise
+        self.pipeline.start()
+        await self.health.update()
+        await self._grpc.start()
+        self._spawn(self._load_models())
+        self._spawn(self._watch_lag())
+        fields = {
+            "port": self.port,
+            "metrics_port": self.metrics_port,
+            "models": [f"{entry.name}/{entry.version}" for entry in self.models.entries()],
+            "threads": self.threads,
+            "version": weakseg.__version__,
+        }
+        log.info("serving", extra={"fields": fields})
+
+    async def wait_loaded(self) -> None:
+        """Until no model is loading any more."""
+        while any(entry.state is ModelState.LOADING for entry in self.models.entries()):
+            await asyncio.sleep(0.01)
+
+    async def stop(self, *, delay_s: float | None = None, grace_s: float | None = None) -> None:
+        """Drain and close, as the module says; None = as configured."""
+        log.info("draining", extra={"fields": {"running": self._edge.running}})
+        await self.health.drain()
+        await asyncio.sleep(self.config.drain_delay_s if delay_s is None else delay_s)
+        self.pipeline.draining = True
+        grace_s = self.config.drain_grace_s if grace_s is None else grace_s
+        idle = await self._edge.wait_idle(grace_s)
+        # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
+        await self._grpc.stop(0.1)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pipeline.close()
+        self.models.close()
+        if self._http is not None:
+            self._http.close()
+        log.info("stopped", extra={"fields": {"all_finished": idle}})
+
+    def _build(self) -> Any:
+        limit = self.config.max_message_bytes
+        server = grpc.aio.server(
+            interceptors=[self._edge],
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+                # Clients that ping every 30 s on idle connections are not abuse.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        service = SegmentationService(self.config, self.models, self.pipeline, self.metrics)
+        pb_grpc.add_SegmentationServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        if self.config.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    def _ready(self) -> tuple[bool, Any]:
+        """For /readyz, from another thread: reads only."""
+        models = {f"{entry.name}/{entry.version}": entry.state.name for entry in self.models.entries()}
+        draining = self.health.draining
+        return self.models.ready and not draining, {"draining": draining, "models": models}
+
+    def _on_model_change(self, entry: Entry) -> None:
+        labels = (entry.name, entry.version)
+        for state in ModelState:
+            self.metrics.model_state.labels(*labels, state.name).set(entry.state is state)
+        if entry.model is not None:
+            self.metrics.model_load_seconds.labels(*labels).set(entry.load_s)
+            sha256, provider = entry.model.bundle.sha256, entry.model.runner.provider
+            self.metrics.model_info.labels(*labels, sha256, provider, str(self.threads)).set(1)
+        self._spawn(self.health.update())
+
+    async def _load_models(self) -> None:
+        await self.models.load_all()
+
+    async def _watch_lag(self) -> None:
+        while True:
+            started = monotonic()
+            await asyncio.sleep(LAG_EVERY_S)
+            self.metrics.loop_lag_seconds.set(max(0.0, monotonic() - started - LAG_EVERY_S))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def serve(config: ServeConfig, folders: Sequence[BundleFolder], on_start: Callable[[Server], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `on_start` is called when the ports are open."""
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    server = Server(config, folders)
+    await server.start()
+    on_start(server)
+    first = await signals.get()
+    stopping = asyncio.ensure_future(server.stop(delay_s=0.0 if first is signal.SIGINT else None))
+    second = asyncio.ensure_future(signals.get())
+    await asyncio.wait({stopping, second}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        stopping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stopping
+        await server.stop(delay_s=0.0, grace_s=0.0)
+    second.cancel()
+
+
+def _listen(server: Any, host: str, port: int) -> int:
+    """Bind; the port that was bound. gRPC says why only in its own log."""
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound: int = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on {address}: stop what uses the port or choose another with --port (0 = a free one)"
+        ) from error
+    return bound

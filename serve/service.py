@@ -1,0 +1,194 @@
+"""weakseg.v1.SegmentationService: from messages to the pipeline and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import grpc
+from google.protobuf import timestamp_pb2
+
+from serve.encode import KIND_NAMES, class_infos, response_from_answer
+from serve.interceptors import code_from_error, model_name, status_from_error
+from serve.metrics import Metrics
+from serve.models import Entry, Models
+from serve.pipeline import Job, Pipeline
+from serve.requests import check_request, image_from_message, page_size, request_from_message
+from serve.settings import ServeConfig
+from weakseg.bundle import natural_order
+from weakseg.errors import InvalidRequestError, WeaksegError
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+log = logging.getLogger("serve.requests")
+
+Context = Any  # grpc.aio.ServicerContext; the stubs make it generic in ways that handlers are not
+
+
+class SegmentationService(pb_grpc.SegmentationServiceServicer):
+    """The four methods. Errors leave them as exceptions; serve/interceptors.py makes status codes of them."""
+
+    def __init__(self, config: ServeConfig, models: Models, pipeline: Pipeline, metrics: Metrics) -> None:
+        self._config = config
+        self._models = models
+        self._pipeline = pipeline
+        self._metrics = metrics
+
+    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:  # noqa: N802
+        return await self._segment(request, _deadline(context))
+
+    # A coroutine that writes, where the stubs expect a generator: so its tasks end before it does.
+    async def SegmentStream(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: Context
+    ) -> None:
+        deadline = _deadline(context)
+        slots = asyncio.Semaphore(self._config.stream_in_flight)
+        writing = asyncio.Lock()
+
+        async def answer(request: pb.SegmentRequest) -> None:
+            try:
+                response = await self._stream_response(request, deadline)
+                async with writing:
+                    await context.write(response)
+            finally:
+                slots.release()  # only now: a client that does not read stops the reading of its requests
+
+        async with asyncio.TaskGroup() as tasks:
+            async for item in request_iterator:
+                await slots.acquire()
+                tasks.create_task(answer(item.request))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
+        return pb.GetModelResponse(model=self._describe(self._models.get(request.model.name, request.model.version)))
+
+    async def ListModels(  # noqa: N802
+        self,
+        request: pb.ListModelsRequest,
+        context: Context,  # noqa: ARG002
+    ) -> pb.ListModelsResponse:
+        size = page_size(request)
+        entries = self._models.entries()
+        if request.page_token:
+            after = _position(request.page_token)
+            entries = [entry for entry in entries if (entry.name, natural_order(entry.version)) > after]
+        page = entries[:size]
+        token = f"{page[-1].name}/{page[-1].version}" if len(entries) > size else ""
+        return pb.ListModelsResponse(models=map(self._describe, page), next_page_token=token)
+
+    async def _stream_response(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentStreamResponse:
+        try:
+            response = await self._segment(request, deadline)
+        except Exception as error:  # the stream goes on: this one image failed
+            status = status_from_error(error, model_name(request.model))
+            return pb.SegmentStreamResponse(request_id=request.request_id, error=status)
+        return pb.SegmentStreamResponse(request_id=request.request_id, response=response)
+
+    async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
+        """One image, counted and logged."""
+        started = monotonic()
+        labels = ("", "")
+        response: pb.SegmentResponse | None = None
+        failure: BaseException | None = None
+        try:
+            check_request(request, self._config.max_pixels)
+            entry, model = self._models.get_ready(request.model.name, request.model.version)
+            labels = (entry.name, entry.version)
+            job = Job(
+                entry.name,
+                entry.version,
+                model,
+                image_from_message(request.image),
+                request_from_message(request, model),
+                deadline,
+            )
+            encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
+            response = await self._pipeline.segment(job, encode)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._record(request, labels, monotonic() - started, response, failure)
+        return response
+
+    def _record(
+        self,
+        request: pb.SegmentRequest,
+        labels: tuple[str, str],
+        seconds: float,
+        response: pb.SegmentResponse | None,
+        failure: BaseException | None,
+    ) -> None:
+        code = grpc.StatusCode.OK if failure is None else code_from_error(failure)
+        self._metrics.requests.labels(*labels, code.name).inc()
+        self._metrics.request_seconds.labels(*labels).observe(seconds)
+        fields: dict[str, Any] = {
+            "request_id": request.request_id,
+            "model": "/".join(labels),
+            "code": code.name,
+            "ms": round(seconds * 1000, 2),
+        }
+        if response is not None:
+            self._metrics.response_bytes.observe(response.ByteSize())
+            fields |= {"width": response.image_width, "height": response.image_height}
+            fields |= _timing_fields(response.timing)
+        if failure is not None:
+            fields["reason"] = failure.reason if isinstance(failure, WeaksegError) else type(failure).__name__
+            self._metrics.rejected.labels(_reject_reason(failure)).inc()
+        log.info("request", extra={"fields": fields})
+
+    def _describe(self, entry: Entry) -> pb.Model:
+        message = pb.Model(
+            ref=pb.ModelRef(name=entry.name, version=entry.version),
+            state=pb.ModelState.ValueType(entry.state.value),
+            failure=entry.failure,
+            max_batch_size=self._config.max_batch,
+            max_image_pixels=self._config.max_pixels,
+            max_message_bytes=self._config.max_message_bytes,
+        )
+        if entry.model is not None and entry.loaded_at is not None:
+            manifest = entry.model.manifest
+            kinds = {name: kind for kind, name in KIND_NAMES.items()}
+            loaded_at = timestamp_pb2.Timestamp()
+            loaded_at.FromDatetime(entry.loaded_at)
+            message.MergeFrom(
+                pb.Model(
+                    sha256=entry.model.bundle.sha256,
+                    classes=class_infos(entry.model.classes, entry.model.palette),
+                    output_kinds=[pb.OutputKind.ValueType(kinds[name]) for name in manifest.outputs],
+                    execution_provider=entry.model.runner.provider,
+                    loaded_at=loaded_at,
+                    max_side=manifest.input.max_side,
+                    refuses_larger=manifest.input.policy == "refuse",
+                    presence_threshold=manifest.presence,
+                )
+            )
+        return message
+
+
+def _deadline(context: Context) -> float | None:
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else monotonic() + remaining
+
+
+def _position(token: str) -> tuple[str, list[tuple[int, int, str]]]:
+    name, slash, version = token.partition("/")
+    if not slash:
+        raise InvalidRequestError(f"expected the next_page_token of an earlier page, got {token!r}", "page_token")
+    return name, natural_order(version)
+
+
+def _timing_fields(timing: pb.Timing) -> dict[str, Any]:
+    stages = ("queue", "decode", "infer", "postprocess", "encode")
+    fields: dict[str, Any] = {f"{stage}_ms": getattr(timing, stage).ToMicroseconds() / 1000 for stage in stages}
+    return fields | {"batch_size": timing.batch_size}
+
+
+def _reject_reason(failure: BaseException) -> str:
+    """A closed set, as a metric's label must be."""
+    if isinstance(failure, WeaksegError):
+        return failure.reason
+    return "CANCELLED" if isinstance(failure, asyncio.CancelledError) else "INTERNAL"
