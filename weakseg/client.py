@@ -1,0 +1,330 @@
+"""Typed gRPC client: images in, `Result`s out, errors of weakseg/errors.py.
+
+    with Client("localhost:8500") as client:
+        client.segment("cat.jpg").save("cat-mask.png")
+        for result in client.segment_many(["a.jpg", "b.jpg"], outputs=("segmentation", "cam")):
+            print(result)
+
+`Client` may be used from several threads, `AsyncClient` from one event loop. Both keep to the version of the model that
+they met first until the server no longer has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Unpack, overload
+
+import grpc
+
+from weakseg.client_state import KnownModel, OnError, StreamOrder
+from weakseg.errors import ModelNotFoundError, WeaksegError
+from weakseg.model import Source
+from weakseg.result import Result
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+from weakseg.wire import (
+    ModelInfo,
+    SegmentOptions,
+    info_from_message,
+    outgoing_from_source,
+    result_from_response,
+    segment_request,
+)
+from weakseg.wire_errors import error_from_rpc
+
+TIMEOUT_S = 30.0
+MAX_MESSAGE_BYTES = 32 * 2**20
+KEEPALIVE_MS = 30_000
+SERVICE = "weakseg.v1.SegmentationService"
+
+
+class Client:
+    """A connection to a server. Opening it does not wait; the first call does.
+
+    Args:
+        target: "host:port", or any gRPC name: "dns:///weakseg:8500" is balanced over all its addresses.
+        model: "name" or "name/version"; None = the only model there is, its newest version.
+        timeout_s: for each call, retries included; streams have none.
+        max_message_bytes: largest request and response; the server has its own, `ModelInfo.max_message_bytes`.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        model: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        self._known = KnownModel(model)
+        self._channel = grpc.insecure_channel(target, options=_channel_options(max_message_bytes))
+        self._stub = pb_grpc.SegmentationServiceStub(self._channel)
+
+    def segment(
+        self, image: Source, *, timeout_s: float | None = None, request_id: str = "", **options: Unpack[SegmentOptions]
+    ) -> Result:
+        """Segment one image.
+
+        Args:
+            image: a path, the bytes of an image file, a Pillow image, or (H, W, 3) RGB or (H, W) grey uint8.
+            timeout_s: for this call.
+            request_id: goes into the server's log.
+            options: see `weakseg.wire.SegmentOptions`.
+        Raises:
+            ImageError, UnknownClassError, ServiceError and others of weakseg/errors.py.
+        """
+        outgoing = outgoing_from_source(image)
+
+        def ask() -> Result:
+            info = self._info()
+            request = segment_request(outgoing, info, options, request_id)
+            response = self._call(self._stub.Segment, request, timeout_s)
+            return result_from_response(response, self._known.check(response, info), outgoing)
+
+        try:
+            return ask()
+        except ModelNotFoundError:
+            if not self._known.forget():
+                raise
+            return ask()
+
+    @overload
+    def segment_many(
+        self, images: Iterable[Source], *, in_flight: int = 8, **options: Unpack[SegmentOptions]
+    ) -> Iterator[Result]: ...
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[Source],
+        *,
+        in_flight: int = 8,
+        on_error: Literal["return"],
+        **options: Unpack[SegmentOptions],
+    ) -> Iterator[Result | WeaksegError]: ...
+    def segment_many(
+        self,
+        images: Iterable[Source],
+        *,
+        in_flight: int = 8,
+        on_error: OnError = "raise",
+        **options: Unpack[SegmentOptions],
+    ) -> Iterator[Result | WeaksegError]:
+        """Results of many images in their order, over one stream that keeps `in_flight` of them under way.
+
+        `images` is read lazily, from another thread. An image that fails raises its error or, with on_error="return",
+        stands as an error among the results. A connection that breaks always raises.
+        """
+        order = StreamOrder(in_flight, on_error)
+        slots, closed = threading.Semaphore(in_flight), threading.Event()
+        info = self._info()
+
+        def requests() -> Iterator[pb.SegmentStreamRequest]:
+            for image in images:
+                slots.acquire()
+                if closed.is_set():
+                    return
+                request = order.request(image, info, options)
+                if request is None:
+                    slots.release()  # here and not in its turn: no response may ever come to wake who takes turns
+                else:
+                    yield request
+
+        call = self._stub.SegmentStream(requests())
+        try:
+            for response in call:
+                order.settle(response, self._known, info)
+                yield from order.in_turn(slots.release)
+            yield from order.in_turn(slots.release)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+        finally:
+            closed.set()
+            slots.release()  # the thread that reads images may wait for one
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def model(self) -> ModelInfo:
+        """The model that this client asks, as the server describes it now."""
+        return info_from_message(self._call(self._stub.GetModel, pb.GetModelRequest(model=self._known.ref), None).model)
+
+    def models(self) -> list[ModelInfo]:
+        """All models of the server, ready or not."""
+        found: list[ModelInfo] = []
+        request = pb.ListModelsRequest()
+        while True:
+            page = self._call(self._stub.ListModels, request, None)
+            found += map(info_from_message, page.models)
+            if not page.next_page_token:
+                return found
+            request = pb.ListModelsRequest(page_token=page.next_page_token)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _info(self) -> ModelInfo:
+        return self._known.info or self._known.learn(self.model())
+
+    def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, methods and errors. Images are read and results decoded in threads."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        model: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        self._known = KnownModel(model)
+        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes))
+        self._stub: Any = pb_grpc.SegmentationServiceStub(self._channel)
+
+    async def segment(
+        self, image: Source, *, timeout_s: float | None = None, request_id: str = "", **options: Unpack[SegmentOptions]
+    ) -> Result:
+        """Segment one image; see `Client.segment`."""
+        outgoing = await asyncio.to_thread(outgoing_from_source, image)
+
+        async def ask() -> Result:
+            info = await self._info()
+            request = segment_request(outgoing, info, options, request_id)
+            response = await self._call(self._stub.Segment, request, timeout_s)
+            return await asyncio.to_thread(result_from_response, response, self._known.check(response, info), outgoing)
+
+        try:
+            return await ask()
+        except ModelNotFoundError:
+            if not self._known.forget():
+                raise
+            return await ask()
+
+    @overload
+    def segment_many(
+        self, images: Iterable[Source], *, in_flight: int = 8, **options: Unpack[SegmentOptions]
+    ) -> AsyncIterator[Result]: ...
+    @overload
+    def segment_many(
+        self,
+        images: Iterable[Source],
+        *,
+        in_flight: int = 8,
+        on_error: Literal["return"],
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncIterator[Result | WeaksegError]: ...
+    async def segment_many(
+        self,
+        images: Iterable[Source],
+        *,
+        in_flight: int = 8,
+        on_error: OnError = "raise",
+        **options: Unpack[SegmentOptions],
+    ) -> AsyncIterator[Result | WeaksegError]:
+        """Results of many images in their order; see `Client.segment_many`."""
+        order = StreamOrder(in_flight, on_error)
+        slots = asyncio.Semaphore(in_flight)
+        info = await self._info()
+
+        async def requests() -> AsyncIterator[pb.SegmentStreamRequest]:
+            for image in images:
+                await slots.acquire()
+                request = await asyncio.to_thread(order.request, image, info, options)
+                if request is None:
+                    slots.release()
+                else:
+                    yield request
+
+        call = self._stub.SegmentStream(requests())
+        try:
+            async for response in call:
+                await asyncio.to_thread(order.settle, response, self._known, info)
+                for result in order.in_turn(slots.release):
+                    yield result
+            for result in order.in_turn(slots.release):
+                yield result
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+        finally:
+            call.cancel()
+
+    async def model(self) -> ModelInfo:
+        """The model that this client asks, as the server describes it now."""
+        response = await self._call(self._stub.GetModel, pb.GetModelRequest(model=self._known.ref), None)
+        return info_from_message(response.model)
+
+    async def models(self) -> list[ModelInfo]:
+        """All models of the server, ready or not."""
+        found: list[ModelInfo] = []
+        request = pb.ListModelsRequest()
+        while True:
+            page = await self._call(self._stub.ListModels, request, None)
+            found += map(info_from_message, page.models)
+            if not page.next_page_token:
+                return found
+            request = pb.ListModelsRequest(page_token=page.next_page_token)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _info(self) -> ModelInfo:
+        return self._known.info or self._known.learn(await self.model())
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return await method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.target) from error
+
+
+def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    # Not SegmentStream: what it was sent before it broke is lost.
+    methods = [{"service": SERVICE, "method": method} for method in ("Segment", "GetModel", "ListModels")]
+    config = {
+        "methodConfig": [{"name": methods, "retryPolicy": retry}],
+        "loadBalancingConfig": [{"round_robin": {}}],
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        # A request above this is never sent again; gRPC's default is 256 KiB, less than most photographs.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 65536),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ]
