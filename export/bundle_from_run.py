@@ -1,0 +1,171 @@
+"""Stage `bundle`: what a run trained becomes a model bundle, if the exported graphs compute what torch computes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export import parity
+from export.onnx_from_torch import onnx_from_graphs
+from export.statistics import presence_threshold, training_scores, training_statistics
+from training import cams
+from training.graphs import ClassifierGraph, SegmentationGraph
+from training.models import load_model
+from weakseg import bundle
+from weakseg.bundle import Bundle
+from weakseg.classes import ClassTable
+from weakseg.datasets import Dataset, read
+from weakseg.environment import git_commit
+from weakseg.errors import ConfigError, WeightsError
+from weakseg.image import read_image
+from weakseg.manifest import (
+    CLASSIFIER,
+    GRAPH_OUTPUTS,
+    MULTISCALE,
+    SEGMENTATION,
+    CamSettings,
+    Graph,
+    Licences,
+    Manifest,
+    OutputKind,
+    Provenance,
+    palette_for,
+)
+from weakseg.preprocess import InputPolicy, prepare
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+from weakseg.run_folder import read_evaluations, read_json
+from weakseg.threshold import Threshold
+from weakseg.version import __version__
+
+PARITY_IMAGES = 3
+PARITY_MAX_SIDE = 512  # enough to meet every layer; the multi-scale graph is slow on larger ones
+
+
+def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
+    """Writes <folder>/<stage>/<name>/<version>/. `n_images` are those that parity was checked on."""
+    return export_run(recipe, folder, folder / stage, progress)
+
+
+def export_run(recipe: Recipe, folder: Path, models: Path, progress: Progress) -> dict[str, Any]:
+    """Export the networks of a run folder to <models>/<name>/<version>/; nothing is left there if that fails.
+
+    Returns:
+        {"n_images", "bundle": its folder, "sha256", "mib", "parity": {graph: {output: worst difference}}}.
+    Raises:
+        ParityError: a graph differs from torch. WeightsError: a network is missing. ConfigError: the CAM method needs
+        gradients. BundleError: the bundle cannot be written.
+    """
+    train = read(recipe.data, recipe.data.train)
+    graphs = trained_graphs(recipe, folder, train.classes)
+    progress.say(f"bundle: exporting {', '.join(graphs)}")
+    files = onnx_from_graphs(graphs, {"weakseg.model": f"{recipe.export.name}/{recipe.export.version}"})
+    images = parity_images(read(recipe.data, recipe.evaluate.splits[-1] if recipe.evaluate.splits else train.split))
+    progress.say("bundle: comparing torch with the exported graphs")
+    reports = gate(graphs, files, images, recipe)
+    manifest = make_manifest(recipe, folder, graphs, train, progress)
+    made = bundle.write(models, manifest, {f"{name}.onnx": data for name, data in files.items()})
+    return {
+        "n_images": len(images),
+        "bundle": str(made.folder),
+        "sha256": made.sha256,
+        "mib": round(_n_bytes(made) / 2**20, 1),
+        "parity": {name: report.summary() for name, report in reports.items()},
+    }
+
+
+def trained_graphs(recipe: Recipe, folder: Path, classes: ClassTable) -> dict[str, nn.Module]:
+    """{graph name: module in evaluation mode, on the CPU} of the networks that the run has."""
+    method = cams.get(recipe.cam.method)
+    if not method.EXPORTABLE:
+        raise ConfigError(
+            f"the CAM method {recipe.cam.method!r} needs gradients, which a graph does not have: "
+            "set --cam.method to a forward-only one, such as cam"
+        )
+    classifier = _load(folder / "train" / "classifier.pt", "classifier", classes)
+    graphs: dict[str, nn.Module] = {CLASSIFIER: ClassifierGraph(classifier, method)}
+    if (recipe.cam.scales, recipe.cam.flip) != ((1.0,), False):
+        graphs[MULTISCALE] = ClassifierGraph(classifier, method, recipe.cam.scales, recipe.cam.flip)
+    segmentation = folder / "train_seg" / "segmentation.pt"
+    if segmentation.is_file():
+        graphs[SEGMENTATION] = SegmentationGraph(_load(segmentation, "segmentation", classes))
+    return {name: graph.eval() for name, graph in graphs.items()}
+
+
+def gate(
+    graphs: dict[str, nn.Module], files: dict[str, bytes], images: Sequence[NDArray[np.uint8]], recipe: Recipe
+) -> dict[str, parity.ParityReport]:
+    """Compare every graph with torch, before anything is written where it could be served from."""
+    reports = {}
+    with tempfile.TemporaryDirectory(prefix="weakseg-export-") as temporary:
+        for name, data in files.items():
+            path = Path(temporary) / f"{name}.onnx"
+            path.write_bytes(data)
+            reports[name] = parity.check(name, graphs[name], path, images, normalisation=recipe.cam.normalisation)
+    return reports
+
+
+def parity_images(dataset: Dataset) -> list[NDArray[np.uint8]]:
+    """The first images of different sizes, looked for among a few dozen."""
+    found: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+    for sample in dataset.samples[:36]:
+        image = prepare(read_image(sample.image), InputPolicy(PARITY_MAX_SIDE))
+        found.setdefault(image.shape, image)
+        if len(found) == PARITY_IMAGES:
+            break
+    return list(found.values())
+
+
+def make_manifest(
+    recipe: Recipe, folder: Path, graphs: dict[str, nn.Module], train: Dataset, progress: Progress
+) -> Manifest:
+    """Everything that the run knows about its model; `files` is filled in when the bundle is written."""
+    scores = training_scores(train, folder)
+    tags = np.stack([sample.tag_vector(len(train.classes)) for sample in train])
+    outputs: tuple[OutputKind, ...] = ("cam", "pseudo_mask")
+    return Manifest(
+        name=recipe.export.name,
+        version=recipe.export.version,
+        classes=train.classes.names,
+        palette=palette_for(train.classes),
+        input=InputPolicy(max_side=recipe.export.max_side),
+        outputs=(*outputs, "segmentation") if SEGMENTATION in graphs else outputs,
+        graphs={
+            name: Graph(f"{name}.onnx", GRAPH_OUTPUTS[name], views=int(getattr(graph, "n_views", 1)))
+            for name, graph in graphs.items()
+        },
+        presence=presence_threshold(scores, tags),
+        background=Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json")),
+        pseudo_label=recipe.pseudo_label,
+        cam=CamSettings(recipe.cam.method, recipe.cam.scales, recipe.cam.flip, recipe.cam.normalisation),
+        method=recipe.train.method,
+        provenance=Provenance(__version__, torch.__version__, git_commit(), recipe.name, recipe.seed),
+        licences=Licences(recipe.export.data_licence, recipe.export.weights_licence),
+        metrics=tuple(_without_curve(record) for record in read_evaluations(folder)),
+        training=training_statistics(train, scores, progress),
+    )
+
+
+def _load(path: Path, kind: str, classes: ClassTable) -> nn.Module:
+    model, names = load_model(path, kind=kind)
+    if names != classes.names:
+        raise WeightsError(
+            f"{path} was trained on the classes {', '.join(names)}, the recipe's data has {', '.join(classes.names)}: "
+            "export with the data that it was trained on"
+        )
+    return model
+
+
+def _without_curve(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "curve"}
+
+
+def _n_bytes(made: Bundle) -> int:
+    return sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file())

@@ -1,0 +1,64 @@
+"""`weakseg export RUN`: the networks of a run folder to a model bundle."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from weakseg.errors import UsageError
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+from weakseg.records import RecordError, from_json
+from weakseg.run_folder import read_json
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    recipe = read_recipe(args.run)
+    changes = {key: value for key in ("name", "version", "max_side") if (value := getattr(args, key)) is not None}
+    recipe = replace(recipe, export=replace(recipe.export, **changes))
+    from export.bundle_from_run import export_run  # torch and onnx: not for --help or a wrong path
+
+    made = export_run(recipe, args.run, args.output, Progress("silent" if args.json else "auto"))
+    if args.json:
+        print(json.dumps(made))
+    else:
+        print(f"bundle: {made['bundle']} ({made['mib']} MiB, sha256 {made['sha256'][:12]})")
+        for graph, differences in made["parity"].items():
+            worst = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+            print(f"  {graph}: torch and onnxruntime agree: {worst}")
+        print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}"')
+    return 0
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe that a run folder was made with.
+
+    Raises:
+        UsageError: not a run folder, or one of another version of weakseg.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UsageError(f"expected a run folder with config.json, got {folder}: `weakseg run RECIPE` makes one")
+    try:
+        return from_json(Recipe, read_json(path), "recipe")
+    except RecordError as error:
+        raise UsageError(f"{path}: {error}: the run is of another version of weakseg, run the recipe again") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weakseg export",
+        description="Export a run's networks to <output>/<name>/<version>/, if its graphs compute what torch does.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, as in runs/<recipe>")
+    parser.add_argument("--output", type=Path, default=Path("models"), help="folder of models (default: models)")
+    parser.add_argument("--name", help="of the model (default: the recipe's)")
+    parser.add_argument("--version", help="of the model (default: the recipe's)")
+    parser.add_argument("--max-side", type=int, help="longest side in pixels that the network may see")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    return parser
