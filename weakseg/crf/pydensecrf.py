@@ -19,8 +19,9 @@ def marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfC
     if config.gaussian_weight > 0:
         crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_weight)
     if config.bilateral_weight > 0:
+        writable = np.require(image, requirements="CW")  # its Cython signature refuses read-only memory
         crf.addPairwiseBilateral(
-            sxy=config.bilateral_sxy, srgb=config.bilateral_srgb, rgbim=image, compat=config.bilateral_weight
+            sxy=config.bilateral_sxy, srgb=config.bilateral_srgb, rgbim=writable, compat=config.bilateral_weight
         )
     return np.array(crf.inference(config.iterations), dtype=np.float32).reshape(unary.shape)
 
