@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     print(summary(args.folder, done))
     print(
-        f"served: {served['n_images']} masks by gRPC, equal to offline ones on {100 * served['agreement']:.2f} % of "
+        f"\nserved: {served['n_images']} masks by gRPC, equal to offline ones on {100 * served['agreement']:.2f} % of "
         f"pixels\n\n{duration(time.monotonic() - began)} in all. Open:\n"
         f"  {args.folder / 'report.html'}  the report\n"
         f"  {served['pictures'][0]}  a served mask over its photograph, and {served['n_images'] - 1} more beside it\n"

@@ -27,7 +27,7 @@ from weakseg.files import write_json_atomic
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe, override, recipe_names
-from weakseg.run_folder import read_evaluations, read_json
+from weakseg.run_folder import rate_text, read_evaluations, read_json
 from weakseg.stages import STAGES, plan, stage_keys
 from weakseg.text import table
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"folder": str(folder), "recipe": recipe.name, "stages": done}))
     else:
         print(summary(folder, done))
+        if "report" in done:
+            print(f"\nreport: {folder / 'report.html'}")
     return 0
 
 
@@ -101,22 +103,17 @@ def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progr
         "summary": result,
     }
     write_json_atomic(done, record)
-    progress.say(f"{name}: done in {seconds:.1f} s" + (f", {n_images / seconds:.1f} images/s" if n_images else ""))
+    progress.say(f"{name}: done in {seconds:.1f} s" + (f", {rate_text(record)} images/s" if rate_text(record) else ""))
     return record
 
 
 def summary(folder: Path, done: dict[str, dict[str, Any]]) -> str:
-    """What a run came to: time a stage, mIoU of every evaluation, the report's path."""
-    times = [
-        [name, f"{record['seconds']:.1f} s", "" if record["images_per_s"] is None else f"{record['images_per_s']:.1f}"]
-        for name, record in done.items()
-    ]
+    """What a run came to: time a stage, mIoU of every evaluation."""
+    times = [[name, f"{record['seconds']:.1f} s", rate_text(record)] for name, record in done.items()]
     parts = [table(["stage", "time", "images/s"], times)]
     scores = score_rows(folder)
     if scores:
         parts.append(table(["mIoU of", "split", "tags", "threshold", "mIoU"], scores))
-    if (folder / "report.html").is_file():
-        parts.append(f"report: {folder / 'report.html'}")
     return "\n\n".join(parts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from weakseg.errors import DataError
 
 STEPS = ("cam", "cam_crf", "pseudo_mask", "segmentation", "segmentation_full")  # `what` of evaluations, in order
+FEW_IMAGES = 13
 
 
 def cam_path(folder: Path, split: str, sample_id: str) -> Path:
@@ -45,6 +46,12 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 def read_timings(folder: Path, stages: list[str]) -> dict[str, dict[str, Any]]:
     """{stage: done.json} of the finished stages."""
     return {name: read_json(folder / name / "done.json") for name in stages if (folder / name / "done.json").is_file()}
+
+
+def rate_text(record: dict[str, Any]) -> str:
+    """Images per second of a done.json; empty for stages of few images (bundle, report), where it says nothing."""
+    rate = record["images_per_s"]
+    return "" if rate is None or record["n_images"] < FEW_IMAGES else f"{rate:,.1f}"
 
 
 def read_metrics(folder: Path, stage: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from weakseg.records import to_json
 from weakseg.report.charts import Mark, Series, bars, line_chart, shares
 from weakseg.report.colours import css
 from weakseg.report.pictures import Picture, Pictures, main_split
-from weakseg.run_folder import read_evaluations, read_json, read_metrics, read_timings
+from weakseg.run_folder import rate_text, read_evaluations, read_json, read_metrics, read_timings
 from weakseg.stages import STAGES
 
 NAMES = {
@@ -263,8 +263,8 @@ def _timings(folder: Path) -> str:
         return ""
     rows = []
     for name, record in done.items():
-        rate, cpu = record["images_per_s"], record.get("cpu_seconds")
-        beside = [f"{rate:,.1f} images/s" if rate else "", f"{cpu / record['seconds']:.1f} cores" if cpu else ""]
+        rate, cpu = rate_text(record), record.get("cpu_seconds")
+        beside = [f"{rate} images/s" if rate else "", f"{cpu / record['seconds']:.1f} cores" if cpu else ""]
         rows.append(
             (name.replace("_", " "), record["seconds"], duration(record["seconds"]), " · ".join(filter(None, beside)))
         )
