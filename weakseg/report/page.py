@@ -12,7 +12,7 @@ from weakseg.recipe import Recipe
 from weakseg.records import to_json
 from weakseg.report.charts import Mark, Series, bars, line_chart, shares
 from weakseg.report.colours import css
-from weakseg.report.pictures import Picture, Pictures, main_split
+from weakseg.report.pictures import LAYERS, Picture, Pictures, main_split
 from weakseg.run_folder import rate_text, read_evaluations, read_json, read_metrics, read_timings
 from weakseg.stages import STAGES
 
@@ -134,7 +134,7 @@ def _pictures(pictures: Pictures) -> str:
             f"The best, the median and the worst of {pictures.n_ranked} images with a class in them, by the mean IoU "
             f"of their foreground classes ({pictures.ranked_by} against truth), not by how they look."
         )
-    layers = [name for name in LAYER_HELP if any(one.layers[name] for one in pictures.shown)]
+    layers = [name for name in LAYERS if any(one.layers[name] for one in pictures.shown)]
     legend = "".join(
         f'<li><i class="swatch" style="background:{css(colour)}"></i>{escape(pictures.classes.names[c])}</li>'
         for c, colour in pictures.colours.items()

@@ -29,6 +29,7 @@ from weakseg.scoring import Confusion
 N_SHOWN = 12
 MAX_RANKED = 1000  # of a larger split, evenly spaced ones are ranked
 LONG_SIDE_PX = 360
+LAYERS = ("CAM", "pseudo-mask", "prediction", "truth")  # over the photograph, in this order
 GROUPS = ("best", "around the median", "worst")
 
 
@@ -41,7 +42,7 @@ class Picture:
     height: int
     width: int
     photograph: str
-    layers: dict[str, str | None]  # CAM, pseudo-mask, prediction, truth
+    layers: dict[str, str | None]  # by name, all of LAYERS
     iou: float | None
     group: str | None
 
@@ -153,7 +154,7 @@ def _picture(
     scale = min(1.0, LONG_SIDE_PX / max(full_height, full_width))
     size = (max(1, round(full_width * scale)), max(1, round(full_height * scale)))
     layers: dict[str, str | None] = {"CAM": _heat(recipe, folder, split, sample, size)}
-    for what in ("pseudo-mask", "prediction", "truth"):
+    for what in LAYERS[1:]:
         layers[what] = _overlay(maps[what], colours, size) if what in maps else None
     return Picture(
         sample.id,
