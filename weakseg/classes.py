@@ -44,9 +44,11 @@ class ClassTable:
         blank = [i for i, name in enumerate(self.names) if not name.strip()]
         if blank:
             raise DatasetError(f"class names must not be empty, got an empty one at index {blank[0]}")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1}) if len(set(self.names)) < len(
-            self.names
-        ) else []
+        repeated = (
+            sorted({name for name in self.names if self.names.count(name) > 1})
+            if len(set(self.names)) < len(self.names)
+            else []
+        )
         if repeated:
             raise DatasetError(f"class names must differ, got {', '.join(repeated)} more than once")
 
