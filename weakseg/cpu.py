@@ -11,7 +11,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
     """min(affinity, ceil(cgroup CPU quota)), at least 1.
 
     Runtimes size their thread pools from the host's cores; under a quota of two cores, eight threads are several times
-    slower than two. Both cgroup versions are read, and every ancestor of this process's group, as any may set the limit.
+    slower than two. Both cgroup versions are read, and every ancestor of this process's group, as any may set a limit.
 
     Args:
         root: where /proc and /sys/fs/cgroup are found; tests put a tree of their own there.

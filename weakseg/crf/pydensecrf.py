@@ -19,7 +19,7 @@ def marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfC
     if config.gaussian_weight > 0:
         crf.addPairwiseGaussian(sxy=config.gaussian_sxy, compat=config.gaussian_weight)
     if config.bilateral_weight > 0:
-        writable = np.require(image, requirements="CW")  # its Cython signature refuses read-only memory
+        writable = np.require(image, requirements=["C", "W"])  # its Cython signature refuses read-only memory
         crf.addPairwiseBilateral(
             sxy=config.bilateral_sxy, srgb=config.bilateral_srgb, rgbim=writable, compat=config.bilateral_weight
         )
@@ -28,7 +28,7 @@ def marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfC
 
 def _densecrf() -> Any:
     try:
-        from pydensecrf import densecrf  # type: ignore[import-untyped]
+        from pydensecrf import densecrf
     except ImportError as error:
         raise WeaksegError(
             "the CRF backend pydensecrf is not installed: pip install 'weakseg[crf]' (needs a C++ compiler), "
