@@ -35,10 +35,10 @@ RECIPE = Recipe(
         input_scale="inception",
         output_stride=16,
     ),
-    train=TrainConfig(optim=OptimConfig(epochs=6)),
+    train=TrainConfig(optim=OptimConfig(epochs=6, crop_px=320, long_side_px=(288, 480))),
     cam=CamConfig(),
     pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig()),
-    train_seg=SegConfig(width=128, optim=OptimConfig(epochs=8)),
+    train_seg=SegConfig(width=128, optim=OptimConfig(epochs=8, crop_px=256, long_side_px=(256, 448))),
     evaluate=EvaluateConfig(splits=("train", "val")),
     export=ExportConfig(name="wsss-mini", data_licence="research only (PASCAL VOC)", weights_licence="Apache-2.0"),
 )
