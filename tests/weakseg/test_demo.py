@@ -1,7 +1,5 @@
 """The serving half of the demo on the toy bundle; the whole demo is slow and runs in tests/test_demo_slow.py."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,8 +10,6 @@ from weakseg.image import read_image
 from weakseg.local_server import local_server
 from weakseg.progress import Progress
 from weakseg.recipe import DataConfig, EvaluateConfig, Recipe
-
-TOY = Path(__file__).parents[1] / "data/bundles/toy/1"
 
 
 @pytest.fixture
@@ -27,8 +23,8 @@ def recipe(tmp_path):
     return Recipe(name="test", data=data, evaluate=EvaluateConfig(splits=("train",)))
 
 
-def test_served_masks_equal_offline_ones(recipe, tmp_path):
-    result = check_service(recipe, TOY, tmp_path / "served", Progress("silent"))
+def test_served_masks_equal_offline_ones(recipe, toy_bundle, tmp_path):
+    result = check_service(recipe, toy_bundle, tmp_path / "served", Progress("silent"))
     assert result["n_images"] == 3
     assert result["agreement"] == 1
     assert all(read_image(path).shape == (40, 56, 3) for path in result["pictures"])
