@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.pipeline import Answer
-from weakseg.classes import ClassTable, ignore_value
+from weakseg.classes import ClassTable, ignore_value, mask_dtype
 from weakseg.errors import OutputUnsupportedError, ResponseTooLargeError
 from weakseg.manifest import OutputKind
 from weakseg.masks.coco_rle import rles_from_labels
@@ -26,6 +26,7 @@ KIND_NAMES: dict[int, OutputKind] = {
     pb.OUTPUT_KIND_PSEUDO_MASK: "pseudo_mask",
     pb.OUTPUT_KIND_SEGMENTATION: "segmentation",
 }
+_RAW_DTYPES: dict[int, Any] = {pb.MASK_ENCODING_RAW_U8: np.uint8, pb.MASK_ENCODING_RAW_U16: np.dtype("<u2")}
 
 
 def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes: int) -> pb.SegmentResponse:
@@ -33,7 +34,6 @@ def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes
 
     Raises:
         ResponseTooLargeError: above `limit_bytes`.
-        OutputUnsupportedError: an encoding that the label map does not fit.
     """
     started = monotonic()
     result = answer.result
@@ -61,6 +61,16 @@ def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes
     return response
 
 
+def check_mask_encoding(encoding: pb.MaskEncoding.ValueType, classes: ClassTable) -> None:
+    """Raises OutputUnsupportedError for an encoding that `mask_from_labels` does not have for so many classes."""
+    if encoding == pb.MASK_ENCODING_POLYGON:
+        raise OutputUnsupportedError("polygons are not made yet: ask for COCO_RLE and trace its outlines")
+    if encoding == pb.MASK_ENCODING_RAW_U8 and mask_dtype(len(classes)) is not np.uint8:
+        raise OutputUnsupportedError(
+            f"RAW_U8 holds at most 254 classes, this model has {len(classes)}: ask for RAW_U16"
+        )
+
+
 def mask_from_labels(
     labels: NDArray[Any], encoding: pb.MaskEncoding.ValueType, palette: NDArray[np.uint8], *, ignore: bool
 ) -> pb.Mask:
@@ -73,14 +83,8 @@ def mask_from_labels(
         mask.data = png_from_labels(labels, palette[:256])
     elif encoding == pb.MASK_ENCODING_COCO_RLE:
         mask.rle.extend(pb.CocoRle(class_id=id_, counts=counts) for id_, counts in rles_from_labels(labels).items())
-    elif encoding == pb.MASK_ENCODING_RAW_U8 and labels.dtype != np.uint8:
-        raise OutputUnsupportedError("RAW_U8 holds at most 254 classes, this model has more: ask for RAW_U16")
-    elif encoding == pb.MASK_ENCODING_RAW_U8:
-        mask.data = labels.tobytes()
-    elif encoding == pb.MASK_ENCODING_RAW_U16:
-        mask.data = labels.astype("<u2").tobytes()
     else:
-        raise OutputUnsupportedError("polygons are not made yet: ask for COCO_RLE and trace its outlines")
+        mask.data = labels.astype(_RAW_DTYPES[encoding], casting="safe").tobytes()
     return mask
 
 

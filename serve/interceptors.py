@@ -94,10 +94,13 @@ def row_from_error(error: BaseException) -> Row | None:
 
 def code_from_error(error: BaseException) -> grpc.StatusCode:
     """The status code that an error ends a call with."""
-    if isinstance(error, asyncio.CancelledError):
-        return grpc.StatusCode.CANCELLED
     row = row_from_error(error)
     return row.code if row else grpc.StatusCode.INTERNAL
+
+
+def code_of_cancellation(deadline_passed: bool) -> grpc.StatusCode:
+    """A call ends early when its client went away, or when its time was up: the handler cannot tell from the error."""
+    return grpc.StatusCode.DEADLINE_EXCEEDED if deadline_passed else grpc.StatusCode.CANCELLED
 
 
 def _internal_status(error: Exception) -> status_pb2.Status:
@@ -171,8 +174,8 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             yield
             code = grpc.StatusCode.OK
         except asyncio.CancelledError:
-            expired = (context.time_remaining() or 1.0) <= 0
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+            remaining = context.time_remaining()
+            code = code_of_cancellation(remaining is not None and remaining <= 0)
             raise
         except grpc.aio.AbortError:  # a handler that is not ours ended its call
             code = _code_from_int(context.code())

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.encode import KIND_NAMES
+from serve.encode import KIND_NAMES, check_mask_encoding
 from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
 from weakseg.errors import ImageError, InvalidRequestError, OutputUnsupportedError, UnknownClassError
@@ -53,9 +53,11 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
 
     Raises:
         InvalidRequestError: an id that is no class (reason UNKNOWN_CLASS).
-        OutputUnsupportedError: the model does not have an output.
+        OutputUnsupportedError: the model does not have an output, or an output not this encoding.
     """
     specs = {KIND_NAMES[spec.kind]: (i, spec) for i, spec in enumerate(message.outputs)}
+    for spec in message.outputs:
+        check_mask_encoding(spec.mask_encoding, model.classes)
     kinds: list[OutputKind] = list(specs)
     tags = _names(message.tag_ids, model.classes, "tag_ids") if message.tag_ids else None
     threshold = refine = max_side = shown = None

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf import timestamp_pb2
 
 from serve.encode import KIND_NAMES, class_infos, response_from_answer
-from serve.interceptors import code_from_error, model_name, status_from_error
+from serve.interceptors import code_from_error, code_of_cancellation, model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
@@ -93,6 +93,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         labels = ("", "")
         response: pb.SegmentResponse | None = None
         failure: BaseException | None = None
+        code = grpc.StatusCode.OK
         try:
             check_request(request, self._config.max_pixels)
             entry, model = self._models.get_ready(request.model.name, request.model.version)
@@ -107,22 +108,25 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             )
             encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
             response = await self._pipeline.segment(job, encode)
-        except BaseException as error:
-            failure = error
+        except asyncio.CancelledError as error:
+            failure, code = error, code_of_cancellation(deadline is not None and deadline <= monotonic())
+            raise
+        except Exception as error:
+            failure, code = error, code_from_error(error)
             raise
         finally:
-            self._record(request, labels, monotonic() - started, response, failure)
+            self._record(request, labels, code, monotonic() - started, response, failure)
         return response
 
     def _record(
         self,
         request: pb.SegmentRequest,
         labels: tuple[str, str],
+        code: grpc.StatusCode,
         seconds: float,
         response: pb.SegmentResponse | None,
         failure: BaseException | None,
     ) -> None:
-        code = grpc.StatusCode.OK if failure is None else code_from_error(failure)
         self._metrics.requests.labels(*labels, code.name).inc()
         self._metrics.request_seconds.labels(*labels).observe(seconds)
         fields: dict[str, Any] = {
