@@ -1,0 +1,69 @@
+"""grpc.health.v1 through loading, failure and drain."""
+
+import threading
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import weakseg
+from serve.models import BundleFolder
+
+LONG_S = 60.0
+READY = ("", "readiness", "weakseg.v1.SegmentationService")
+SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
+
+
+def check(running, *services):
+    with grpc.insecure_channel(running.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answers = [stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=LONG_S) for name in services]
+    return [health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) for answer in answers]
+
+
+def test_ready(shared_serving):
+    assert check(shared_serving, *READY, "liveness", "toy", "toy/1") == [SERVING] * 6
+
+
+def test_an_unknown_service_is_not_found(shared_serving):
+    with pytest.raises(grpc.RpcError) as raised:
+        check(shared_serving, "dog")
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_alive_but_not_ready_while_a_model_loads(serving):
+    may_load = threading.Event()
+
+    def load(path):
+        assert may_load.wait(LONG_S)
+        return weakseg.load(path, threads=1)
+
+    running = serving(load=load, wait_loaded=False)
+    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 5
+    may_load.set()
+    running.call(running.server.wait_loaded())
+    running.call(running.server.health.update())
+    assert check(running, *READY, "toy", "toy/1") == [SERVING] * 5
+
+
+def test_a_model_that_failed_keeps_the_server_out_of_rotation(serving, toy_bundle, tmp_path):
+    running = serving(folders=[BundleFolder("good", "1", toy_bundle), BundleFolder("bad", "1", tmp_path)])
+    running.call(running.server.health.update())
+    assert check(running, "good/1", "good", "bad/1", "bad") == [SERVING, SERVING, NOT_SERVING, NOT_SERVING]
+    assert check(running, "liveness", *READY) == [SERVING] + [NOT_SERVING] * 3
+
+
+def test_draining_is_alive_and_not_ready(serving):
+    running = serving()
+    running.call(running.server.health.drain())
+    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 5
+
+
+def test_a_watcher_is_told(serving):
+    running = serving()
+    with grpc.insecure_channel(running.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        running.call(running.server.health.drain())
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()

@@ -1,0 +1,181 @@
+"""The process: ports, signals, drain, reflection, the command."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serve import commands
+from serve.logs import JsonFormatter, TextFormatter
+from weakseg.cli import main
+from weakseg.errors import ConfigError
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+LONG_S = 60.0
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def process(toy_bundle):
+    """A function that starts `weakseg serve` in a process of its own; returns it and what it printed about itself."""
+    started = []
+
+    def start(*flags):
+        args = [sys.executable, "-c", "import sys; from weakseg.cli import main; sys.exit(main())", "serve", "--json"]
+        args += ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+        child = subprocess.Popen(
+            [*args, "--threads", "1", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(child)
+        assert select.select([child.stdout], [], [], LONG_S)[0], "the server said nothing"
+        return child, json.loads(child.stdout.readline())
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def is_ready(channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    status = stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=LONG_S, wait_for_ready=True).status
+    return status == health_pb2.HealthCheckResponse.SERVING
+
+
+def image_request(png, colours):
+    return pb.SegmentRequest(
+        image=pb.Image(encoded=png(colours)), outputs=[pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION)]
+    )
+
+
+def test_sigterm_stops_when_all_is_finished(process, png, colours):
+    child, said = process("--drain-delay-s", "0.1")
+    assert said["models"] == ["toy/1"]
+    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
+        while not is_ready(channel):
+            pass
+        assert pb_grpc.SegmentationServiceStub(channel).Segment(image_request(png, colours)).outputs
+        child.send_signal(signal.SIGTERM)
+        _, log = child.communicate(timeout=LONG_S)
+    assert child.returncode == 0
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [line["message"] for line in lines] == ["serving", "model ready", "request", "draining", "stopped"]
+    assert lines[-1]["all_finished"] is True
+
+
+def test_after_sigterm_it_is_not_ready_and_still_answers_until_a_second_signal(process, png, colours):
+    child, said = process("--drain-delay-s", "1000")
+    with grpc.insecure_channel(f"127.0.0.1:{said['port']}") as channel:
+        while not is_ready(channel):
+            pass
+        child.send_signal(signal.SIGTERM)
+        while is_ready(channel):
+            pass
+        assert pb_grpc.SegmentationServiceStub(channel).Segment(image_request(png, colours)).outputs
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=LONG_S)
+    assert child.returncode == 0
+
+
+def test_requests_inside_are_finished_and_new_ones_refused(serving, png, colours):
+    running = serving()
+    running.runner.gate.clear()
+    with grpc.insecure_channel(running.target) as channel:
+        stub = pb_grpc.SegmentationServiceStub(channel)
+        inside = stub.Segment.future(image_request(png, colours))
+        running.until(lambda: len(running.runner.batches) == 1)
+        running._loop.call_soon_threadsafe(running._stop.set)
+        running.until(lambda: running.server.pipeline.draining)
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Segment(image_request(png, colours))
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        running.runner.gate.set()
+        assert inside.result(LONG_S).outputs
+
+
+def test_sigint_stops_without_the_delay(process):
+    child, _ = process("--drain-delay-s", "1000")
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=LONG_S)
+    assert child.returncode == 0
+
+
+def test_a_port_in_use_is_a_clear_error(shared_serving, toy_bundle, capsys, serving):
+    port = shared_serving.server.port
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: stop what uses the port"):
+        serving(port=port)
+    flags = ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0"]
+    assert main(["serve", *flags]) == 2
+    assert "--port" in capsys.readouterr().err
+
+
+def test_reflection_only_on_demand(serving):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    def services(running):
+        with grpc.insecure_channel(running.target) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            answers = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            return {service.name for answer in answers for service in answer.list_services_response.service}
+
+    assert services(serving(reflection=True)) >= {"weakseg.v1.SegmentationService", "grpc.health.v1.Health"}
+    with pytest.raises(grpc.RpcError) as raised:
+        services(serving())
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_wrong_flags_and_variables_are_usage_errors(monkeypatch, capsys):
+    assert main(["serve"]) == 2
+    assert "--bundle" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--prot", "1"])
+    assert stopped.value.code == 2
+    assert "--port" in capsys.readouterr().err
+    monkeypatch.setenv("WEAKSEG_PORT", "http")
+    assert main(["serve"]) == 2
+    assert "WEAKSEG_PORT" in capsys.readouterr().err
+
+
+def test_demo_serves_the_newest_bundle_and_makes_one_where_there_is_none(tmp_path, monkeypatch, capsys):
+    made = []
+
+    class Demo:
+        @staticmethod
+        def main(argv):
+            made.append(argv)
+            for age, version in ((100, "old"), (0, "new")):
+                manifest = tmp_path / "toy" / version / "manifest.json"
+                manifest.parent.mkdir(parents=True)
+                manifest.touch()
+                os.utime(manifest, (1e9 - age, 1e9 - age))
+
+    monkeypatch.setitem(sys.modules, "weakseg.demo", Demo)
+    assert commands.demo_bundle(tmp_path) == tmp_path / "toy" / "new"
+    assert "weakseg demo" in capsys.readouterr().err
+    assert commands.demo_bundle(tmp_path) == tmp_path / "toy" / "new"
+    assert made == [[]]
+
+
+def test_log_lines():
+    import logging
+
+    try:
+        raise ValueError("why")
+    except ValueError:
+        record = logging.LogRecord("serve", logging.INFO, "", 0, "said %s", ("so",), sys.exc_info())
+    record.fields = {"request_id": "a\nforged line", "ms": 1.5}
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["level"], line["logger"], line["message"]) == ("info", "serve", "said so")
+    assert (line["request_id"], line["ms"]) == ("a\nforged line", 1.5)
+    assert "ValueError: why" in line["trace"]
+    first, *trace = TextFormatter().format(record).split("\n")
+    assert first.endswith('info serve: said so request_id="a\\nforged line" ms=1.5')
+    assert trace[-1] == "ValueError: why"
