@@ -59,7 +59,7 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
     for spec in message.outputs:
         check_mask_encoding(spec.mask_encoding, model.classes)
     kinds: list[OutputKind] = list(specs)
-    tags = _names(message.tag_ids, model.classes, "tag_ids") if message.tag_ids else None
+    tags = _names(message.tags.class_ids, model.classes, "tags.class_ids") if message.HasField("tags") else None
     threshold = refine = max_side = shown = None
     if "pseudo_mask" in specs:
         _, spec = specs["pseudo_mask"]

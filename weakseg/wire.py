@@ -107,7 +107,7 @@ def info_from_message(message: pb.Model) -> ModelInfo:
         failure=message.failure,
         sha256=message.sha256,
         classes=ClassTable(names) if names else None,
-        palette=colour_table(colours),
+        palette=colour_table(colours or [(0, 0, 0)]),
         outputs=tuple(_KIND_NAMES[kind] for kind in message.output_kinds if kind in _KIND_NAMES),
         provider=message.execution_provider,
         max_batch=message.max_batch_size,
@@ -126,10 +126,11 @@ def outgoing_from_source(source: Source) -> Outgoing:
     """
     if isinstance(source, (str, Path)):
         try:
-            data = Path(source).read_bytes()
+            return _outgoing_from_file(Path(source).read_bytes())
         except OSError as error:
             raise ImageError(f"{source}: expected an image file, got: {error.strerror or error}") from error
-        return _outgoing_from_file(data)
+        except ImageError as error:
+            raise ImageError(f"{source}: {error}", error.reason) from error
     if isinstance(source, bytes):
         return _outgoing_from_file(source)
     return _outgoing_from_pixels(rgb_from_pixels(source))
@@ -152,7 +153,7 @@ def segment_request(
         model=pb.ModelRef(name=info.name, version=info.version),
         image=image.message,
         outputs=[_spec(kind, info, options) for kind in _output_kinds(options.get("outputs"), info)],
-        tag_ids=[] if tags is None else _class_ids(tags, info),
+        tags=None if tags is None else pb.Tags(class_ids=_class_ids(tags, info)),
     )
 
 

@@ -106,7 +106,7 @@ def test_threshold_and_alpha_exclude_each_other(shared_serving):
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"tag_ids": [1, 4]}, "tag_ids[1]"),
+        ({"tags": pb.Tags(class_ids=[1, 4])}, "tags.class_ids[1]"),
         ({"outputs": [pb.OutputSpec(kind=1, class_ids=[0])]}, "outputs[0].class_ids[0]"),
     ],
 )
@@ -116,8 +116,8 @@ def test_unknown_class(shared_serving, fields, path):
 
 
 def test_more_class_ids_than_classes(shared_serving):
-    answer = ask(shared_serving, request(image=PIXEL, tag_ids=[1] * 4))
-    check(answer, "INVALID_ARGUMENT", errors.InvalidRequestError, field="tag_ids")
+    answer = ask(shared_serving, request(image=PIXEL, tags=pb.Tags(class_ids=[1] * 4)))
+    check(answer, "INVALID_ARGUMENT", errors.InvalidRequestError, field="tags.class_ids")
 
 
 @pytest.mark.parametrize("size", [-1])

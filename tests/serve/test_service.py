@@ -107,7 +107,7 @@ def test_what_a_response_says_about_itself(stub, model, colours, png):
 
 
 def test_tags_decide_what_is_present(stub, model, colours, png):
-    response = stub.Segment(request(png(colours), spec("PSEUDO_MASK"), tag_ids=[3]))
+    response = stub.Segment(request(png(colours), spec("PSEUDO_MASK"), tags=pb.Tags(class_ids=[3])))
     expected = model.segment(colours, outputs=("pseudo_mask",), tags=["blue"])
     np.testing.assert_array_equal(labels_from_mask(response.outputs[0].mask, CLASSES), expected.mask)
     assert [score.present for score in response.scores] == [False, False, True]

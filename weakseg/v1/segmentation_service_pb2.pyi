@@ -308,6 +308,26 @@ class OutputSpec(google.protobuf.message.Message):
 global___OutputSpec = OutputSpec
 
 @typing.final
+class Tags(google.protobuf.message.Message):
+    """Tags are image-level labels: they say which classes are in the image, not where."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASS_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def class_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Ids of all classes that are in the image; empty = none of them is."""
+
+    def __init__(
+        self,
+        *,
+        class_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_ids", b"class_ids"]) -> None: ...
+
+global___Tags = Tags
+
+@typing.final
 class SegmentRequest(google.protobuf.message.Message):
     """SegmentRequest is one image and what to compute of it."""
 
@@ -317,7 +337,7 @@ class SegmentRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
-    TAG_IDS_FIELD_NUMBER: builtins.int
+    TAGS_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, returned as it came and written to the log; at most 128 characters."""
     @property
@@ -333,9 +353,9 @@ class SegmentRequest(google.protobuf.message.Message):
         """What to compute, at least one."""
 
     @property
-    def tag_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Ids of the classes that are in the image, if that is known. Without them a class is present when its score reaches the
-        threshold of the manifest. CAMs and pseudo-masks show present classes only; the segmentation network needs no tags.
+    def tags(self) -> global___Tags:
+        """Which classes are in the image, if that is known. Unset, a class is present when its score reaches the threshold of the
+        manifest. CAMs and pseudo-masks show present classes only; the segmentation network needs no tags.
         """
 
     def __init__(
@@ -345,10 +365,10 @@ class SegmentRequest(google.protobuf.message.Message):
         model: global___ModelRef | None = ...,
         image: global___Image | None = ...,
         outputs: collections.abc.Iterable[global___OutputSpec] | None = ...,
-        tag_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        tags: global___Tags | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["image", b"image", "model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "model", b"model", "outputs", b"outputs", "request_id", b"request_id", "tag_ids", b"tag_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["image", b"image", "model", b"model", "tags", b"tags"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "model", b"model", "outputs", b"outputs", "request_id", b"request_id", "tags", b"tags"]) -> None: ...
 
 global___SegmentRequest = SegmentRequest
 
