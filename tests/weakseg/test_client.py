@@ -1,0 +1,427 @@
+"""The typed clients against a real server."""
+
+import asyncio
+import contextlib
+import threading
+from concurrent import futures
+from dataclasses import replace
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+import weakseg
+from weakseg import errors
+from weakseg.client import AsyncClient, Client
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+LONG_S = 60.0
+EVERYTHING = ("segmentation", "pseudo_mask", "cam")
+
+
+@pytest.fixture(scope="module")
+def client(shared_serving):
+    with Client(shared_serving.target) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(toy_bundle):
+    with weakseg.load(toy_bundle, threads=1) as model:
+        yield model
+
+
+def run(shared_serving, use, **options):
+    """Run `use(client)` with an AsyncClient in a loop of its own."""
+
+    async def main():
+        async with AsyncClient(shared_serving.target, **options) as client:
+            return await use(client)
+
+    return asyncio.run(asyncio.wait_for(main(), LONG_S))
+
+
+def same(result, expected, atol=0.0):
+    """Assert that two results say the same."""
+    for name in ("segmentation", "pseudo_mask"):
+        got, want = getattr(result, name), getattr(expected, name)
+        assert (got is None) == (want is None)
+        if want is not None:
+            np.testing.assert_array_equal(got, want)
+            assert got.dtype == want.dtype
+    assert list(result.heatmaps) == list(expected.heatmaps)
+    for name, heatmap in expected.heatmaps.items():
+        np.testing.assert_allclose(result.heatmaps[name], heatmap, atol=atol, rtol=0)
+    for field in ("classes", "height", "width", "scores", "present", "model", "model_sha256"):
+        assert getattr(result, field) == getattr(expected, field), field
+    np.testing.assert_array_equal(result.palette, expected.palette)
+    if expected.threshold is not None:
+        assert (result.threshold.t, result.threshold.rule) == (expected.threshold.t, expected.threshold.rule)
+
+
+@pytest.mark.parametrize("mask_encoding", ["png", "rle", "raw"])
+def test_a_served_result_is_the_offline_result(client, model, colours, png, mask_encoding):
+    data = png(colours)
+    served = client.segment(data, outputs=EVERYTHING, mask_encoding=mask_encoding, heatmap_encoding="f32")
+    same(served, model.segment(data, outputs=EVERYTHING))
+
+
+def test_an_async_result_too(shared_serving, model, colours, png):
+    served = run(shared_serving, lambda client: client.segment(png(colours), outputs=EVERYTHING))
+    same(served, model.segment(colours, outputs=EVERYTHING), atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tags": ["blue", "red"]},
+        {"tags": []},
+        {"threshold": 0.2},
+        {"refine": True},
+        {"threshold": 0.3, "refine": False, "tags": ["green"]},
+        {"heatmap_max_side": 7},
+    ],
+    ids=str,
+)
+def test_options_mean_what_they_mean_offline(client, model, colours, options):
+    expected = model.segment(colours, outputs=EVERYTHING, **options)
+    same(client.segment(colours, outputs=EVERYTHING, heatmap_encoding="f32", **options), expected)
+
+
+def test_without_outputs_it_is_the_segmentation(client, model, colours):
+    same(client.segment(colours), model.segment(colours))
+
+
+def test_heatmaps_of_chosen_classes(client, colours):
+    assert list(client.segment(colours, outputs=("cam",), heatmap_classes=["blue"]).heatmaps) == ["blue"]
+
+
+def sources(colours, png, folder):
+    files = {}
+    for suffix in ("png", "bmp", "gif", "tiff"):
+        files[suffix] = folder / f"image.{suffix}"
+        Image.fromarray(colours).save(files[suffix])
+    return {
+        "bytes": png(colours),
+        "path": files["png"],
+        "text": str(files["png"]),
+        "array": colours,
+        "read-only array": np.frombuffer(colours.tobytes(), np.uint8).reshape(colours.shape),
+        "strided array": np.concatenate([colours, colours], axis=2)[..., :3],
+        "Pillow": Image.fromarray(colours),
+        "BMP": files["bmp"],
+        "TIFF": files["tiff"],
+    }
+
+
+def test_every_kind_of_image(client, model, colours, png, tmp_path):
+    expected = model.segment(colours)
+    for source in sources(colours, png, tmp_path).values():
+        same(client.segment(source), expected)
+
+
+def test_grey_pixels(client, model):
+    grey = np.full((8, 8), 100, np.uint8)
+    same(client.segment(grey), model.segment(grey))
+
+
+def test_pixels_come_back_for_the_overlay_and_files_do_not(client, colours, png):
+    assert client.segment(colours).overlay().size == (56, 40)
+    with pytest.raises(errors.UsageError, match="pass overlay"):
+        client.segment(png(colours)).overlay()
+
+
+def test_times_of_every_stage(client, colours):
+    assert client.segment(colours).seconds.keys() == {"queue", "decode", "infer", "postprocess", "encode"}
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+def stripes(n):
+    """n images that all differ."""
+    images = []
+    for i in range(n):
+        image = np.full((16, 64, 3), 128, np.uint8)
+        image[:, : 4 * (i + 1)] = [255, 0, 0]
+        images.append(image)
+    return images
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 8])
+def test_many_images_come_back_in_order(client, model, in_flight):
+    images = stripes(12)
+    results = list(client.segment_many(iter(images), in_flight=in_flight))
+    assert len(results) == 12
+    for result, image in zip(results, images, strict=True):
+        same(result, model.segment(image))
+
+
+def test_many_images_come_back_in_order_async(shared_serving, model):
+    images = stripes(12)
+
+    async def use(client):
+        return [result async for result in client.segment_many(iter(images), in_flight=3)]
+
+    for result, image in zip(run(shared_serving, use), images, strict=True):
+        same(result, model.segment(image))
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_errors_stand_among_the_results(client, png, colours, in_flight):
+    good = png(colours)
+    images = ["missing.jpg", "missing.png", b"hello", good, good[:90], good, "missing.jpg"]
+    results = list(client.segment_many(images, in_flight=in_flight, on_error="return"))
+    expected = [errors.ImageError] * 3 + [weakseg.Result, errors.ImageError, weakseg.Result, errors.ImageError]
+    assert [type(result) for result in results] == expected
+    assert "missing.png" in str(results[1])
+
+
+def test_errors_stand_among_the_results_async(shared_serving, png, colours):
+    good = png(colours)
+
+    async def use(client):
+        images = ["missing.jpg", "missing.png", good, good[:90], good]
+        return [type(r) async for r in client.segment_many(images, in_flight=1, on_error="return")]
+
+    expected = [errors.ImageError] * 2 + [weakseg.Result, errors.ImageError, weakseg.Result]
+    assert run(shared_serving, use) == expected
+
+
+def test_the_first_error_ends_the_stream(client, png, colours):
+    results = client.segment_many([png(colours), b"hello", png(colours)], in_flight=1)
+    assert next(results).mask.shape == (40, 56)
+    with pytest.raises(errors.ImageError):
+        next(results)
+
+
+def test_a_stream_may_be_left_early_and_images_are_read_lazily(client):
+    read = []
+
+    def images():
+        for image in stripes(100):
+            read.append(1)
+            yield image
+
+    n_threads = threading.active_count()
+    results = client.segment_many(images(), in_flight=2)
+    next(results)
+    results.close()
+    for thread in threading.enumerate()[n_threads:]:
+        thread.join(LONG_S)
+    assert len(read) <= 4
+
+
+def test_no_images(client, shared_serving):
+    assert list(client.segment_many([])) == []
+
+    async def use(client):
+        return [result async for result in client.segment_many([])]
+
+    assert run(shared_serving, use) == []
+
+
+@pytest.mark.parametrize("options", [{"in_flight": 0}, {"on_error": "ignore"}])
+def test_wrong_stream_options(client, options):
+    with pytest.raises(errors.ConfigError, match=next(iter(options))):
+        next(client.segment_many([], **options))
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_server_says_about_its_models(client, model, shared_serving):
+    info = client.model()
+    assert (info.id, info.state, info.sha256) == ("toy/1", "ready", model.bundle.sha256)
+    assert info.classes == model.classes
+    assert set(info.outputs) == set(EVERYTHING)
+    assert (info.max_side, info.presence, info.provider) == (64, 0.5, "CPUExecutionProvider")
+    assert [info.id for info in client.models()] == ["toy/1"]
+    assert run(shared_serving, lambda client: client.model()).id == "toy/1"
+    assert [info.id for info in run(shared_serving, lambda client: client.models())] == ["toy/1"]
+
+
+def test_all_pages_of_models(serving, toy_bundle):
+    from serve.models import BundleFolder
+
+    running = serving(folders=[BundleFolder("toy", str(i), toy_bundle) for i in range(105)], load=lambda path: 1 / 0)
+    with Client(running.target) as client:
+        assert [info.version for info in client.models()] == [str(i) for i in range(105)]
+
+
+def test_a_version_can_be_asked_for(serving, toy_bundle, colours):
+    from serve.models import BundleFolder
+
+    running = serving(folders=[BundleFolder("toy", version, toy_bundle) for version in ("1", "2")])
+    for asked, version in ((None, "2"), ("toy", "2"), ("toy/1", "1")):
+        with Client(running.target, model=asked) as client:
+            assert client.model().version == version
+            client.segment(colours)
+        assert running.sample("weakseg_requests_total", model="toy", version=version, code="OK") > 0
+    with (
+        Client(running.target, model="toy/3") as client,
+        pytest.raises(errors.ModelNotFoundError, match="there is 1, 2"),
+    ):
+        client.segment(colours)
+
+
+def test_a_newer_version_is_found_when_the_known_one_is_gone(serving, colours):
+    running = serving()
+    with Client(running.target) as client, Client(running.target, model="toy/1") as pinned:
+        client.segment(colours)
+        pinned.segment(colours)
+        (entry,) = running.server.models.entries()
+        entry.folder = replace(entry.folder, version="2")
+        client.segment(colours)
+        with pytest.raises(errors.ModelNotFoundError):
+            pinned.segment(colours)
+
+
+def test_a_model_replaced_under_its_name_is_noticed(serving, colours):
+    running = serving()
+    with Client(running.target) as client:
+        client.segment(colours)
+        (entry,) = running.server.models.entries()
+        entry.model.bundle = replace(entry.model.bundle, sha256="0" * 64)
+        with pytest.raises(errors.ServiceError, match="was replaced"):
+            client.segment(colours)
+        client.segment(colours)
+
+
+def test_a_model_that_loads_or_failed(serving, toy_bundle):
+    may_load = threading.Event()
+
+    def load(path):
+        assert may_load.wait(LONG_S)
+        raise errors.BundleError("damaged: copy it again")
+
+    running = serving(load=load, wait_loaded=False)
+    with Client(running.target) as client:
+        with pytest.raises(errors.ModelLoadingError):
+            client.segment(np.zeros((1, 1, 3), np.uint8))
+        may_load.set()
+        running.call(running.server.wait_loaded())
+        with pytest.raises(errors.ModelFailedError, match="damaged"):
+            client.segment(np.zeros((1, 1, 3), np.uint8))
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"tags": ["dog"]}, errors.UnknownClassError, "unknown class 'dog'"),
+        ({"tags": "red"}, errors.UnknownClassError, "a list"),
+        ({"outputs": ("mask",)}, errors.ConfigError, "outputs must be some of"),
+        ({"outputs": "cam"}, errors.ConfigError, "outputs must be some of"),
+        ({"mask_encoding": "jpeg"}, errors.ConfigError, "png, rle, raw"),
+        ({"outputs": ("cam",), "heatmap_encoding": "jpeg"}, errors.ConfigError, "png, f16, f32"),
+        ({"treshold": 0.5}, errors.ConfigError, "treshold"),
+        ({"outputs": ("pseudo_mask",), "threshold": 2.0}, errors.InvalidRequestError, "from 0.001 to 0.999"),
+    ],
+    ids=str,
+)
+def test_wrong_options(client, colours, options, kind, message):
+    with pytest.raises(kind, match=message):
+        client.segment(colours, **options)
+
+
+def test_the_field_of_an_invalid_request(client, colours):
+    with pytest.raises(errors.InvalidRequestError) as raised:
+        client.segment(colours, request_id="x" * 129)
+    assert raised.value.field == "request_id"
+
+
+def test_no_server():
+    with Client("127.0.0.1:1") as client, pytest.raises(errors.ServiceError, match="no server answers") as raised:
+        client.model()
+    assert raised.value.reason == "UNAVAILABLE"
+
+
+def test_a_server_of_something_else():
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}") as client, pytest.raises(errors.ServiceError, match="no weakseg server"):
+            client.models()
+    finally:
+        server.stop(None).wait()
+
+
+def test_no_answer_in_time(serving, colours):
+    running = serving()
+    running.runner.gate.clear()
+    with Client(running.target) as client, pytest.raises(errors.DeadlineTooShortError, match="timeout_s"):
+        client.segment(colours, timeout_s=0.2)
+
+
+def test_an_image_above_the_clients_own_limit(shared_serving):
+    with (
+        Client(shared_serving.target, max_message_bytes=5000) as client,
+        pytest.raises(errors.ImageError) as raised,
+    ):
+        client.segment(np.zeros((50, 50, 3), np.uint8))
+    assert raised.value.reason == "IMAGE_TOO_LARGE"
+
+
+def test_a_response_above_the_clients_own_limit(shared_serving, png):
+    with Client(shared_serving.target, max_message_bytes=5000) as client:
+        image = png(np.zeros((100, 100, 3), np.uint8))
+        assert client.segment(image).mask.shape == (100, 100)
+        with pytest.raises(errors.ResponseTooLargeError, match="raise max_message_bytes"):
+            client.segment(image, mask_encoding="raw")
+
+
+class Flaky(pb_grpc.SegmentationServiceServicer):
+    """UNAVAILABLE until the n-th call."""
+
+    def __init__(self, n):
+        self.n, self.calls = n, 0
+
+    def ListModels(self, request, context):  # noqa: N802
+        self.calls += 1
+        if self.calls < self.n:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return pb.ListModelsResponse()
+
+    def Segment(self, request, context):  # noqa: N802
+        self.calls += 1
+        if self.calls < self.n:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return pb.SegmentResponse()
+
+
+@contextlib.contextmanager
+def flaky(n):
+    servicer = Flaky(n)
+    server = grpc.server(futures.ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
+    pb_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield servicer, f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_unavailable_is_tried_again():
+    with flaky(4) as (servicer, target), Client(target) as client:
+        assert client.models() == []
+        assert servicer.calls == 4
+
+
+def test_also_with_photographs_above_grpcs_own_buffer():
+    with flaky(3) as (servicer, target), Client(target) as client:
+        client._stub.Segment(pb.SegmentRequest(image=pb.Image(encoded=bytes(3 * 2**20))), timeout=LONG_S)
+        assert servicer.calls == 3
+
+
+def test_unavailable_is_not_tried_for_ever():
+    with flaky(100) as (servicer, target), Client(target) as client:
+        with pytest.raises(errors.ServiceError):
+            client.models()
+        assert servicer.calls == 4
