@@ -166,4 +166,6 @@ def _report(arguments: Arguments, written: Sequence[dict[str, Any]], failed: Seq
     for record in written:
         print(f"{record['files'][0]}: {', '.join(record['classes']) or 'background only'}")
     for failure in failed:
-        print(f"error: {failure['message']}", file=sys.stderr)
+        image, message = failure["image"], failure["message"]
+        # An image that a server refuses was only bytes to it; one that is refused here is named already.
+        print(f"error: {message if message.startswith(image) else f'{image}: {message}'}", file=sys.stderr)
