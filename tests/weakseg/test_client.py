@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 from concurrent import futures
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -425,3 +428,15 @@ def test_unavailable_is_not_tried_for_ever():
         with pytest.raises(errors.ServiceError):
             client.models()
         assert servicer.calls == 4
+
+
+def test_the_example(shared_serving, colours, tmp_path):
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    example = Path(__file__).parents[2] / "examples" / "client.py"
+    args = [sys.executable, str(example), shared_serving.target, "a.png", "b.png"]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=LONG_S, check=True)
+    assert "toy/1 on CPUExecutionProvider: red, green, blue" in done.stdout
+    assert "a.png: red, green, blue" in done.stdout
+    assert "b.png: expected" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a-mask.png", "a-overlay.png"]
