@@ -3,7 +3,7 @@
 A graph (training.graphs) calls its network once per scale. Traced as it is, the exporter would reason about symbolic
 sizes in the whole network once per call, and write batch norms that cannot be folded because the calls share weights.
 So the network is exported by itself, once for all graphs; the graph is exported around an opaque node; and in the ONNX
-file each opaque node is replaced by the network. MobileNetV2 at four scales: 20 s instead of 70.
+file each opaque node is replaced by the network. MobileNetV2 at four scales: 15 s instead of 70.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def export_network(network: nn.Module) -> ExportedNetwork:
     """Export a network over float views (B, 3, h, w), and find out what each output's size depends on."""
     view = torch.zeros(2, 3, 128, 160)
     outputs = _flat(network(view))
-    flat = _FlatOutputs(network)
+    flat = _FlatOutputs(_with_clamps(network))
     names = [f"out{i}" for i in range(len(outputs))]
     with _evaluating(flat):
         model = _export(flat, view, "view", {0: "B", 2: "H", 3: "W"}, names)
@@ -124,6 +124,11 @@ class _Opaque(nn.Module):
         return self.result_type(*outputs) if hasattr(self.result_type, "_fields") else tuple(outputs)
 
 
+class _Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 6)
+
+
 class _FlatOutputs(nn.Module):
     """A network whose outputs are a plain tuple."""
 
@@ -133,6 +138,16 @@ class _FlatOutputs(nn.Module):
 
     def forward(self, view: Tensor) -> tuple[Tensor, ...]:
         return _flat(self.network(view))
+
+
+def _with_clamps(network: nn.Module) -> nn.Module:
+    """A copy with clamps for ReLU6: the same ONNX, but torch takes ReLU6 apart on symbols, half of the export's time."""
+    network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, _Clamp())
+    return network
 
 
 def _export_graph(graph: nn.Module, networks: dict[int, ExportedNetwork]) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ from weakseg.runners import Runner, open_runner
 from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, FP32, Tolerance
 
 EDGE_SIZES = ((1, 1), (31, 32), (32, 33), (33, 31), (1, 2000), (2000, 1))  # no cell, stride ± 1, one line
-BATCH = 3
+BATCHED_SIZE = (33, 31)
 CAM_THRESHOLD = 0.3  # of the label maps that are compared; any value would do
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -105,14 +105,11 @@ def check(
 
 
 def batches(images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """(B, H, W, 3): each image alone, the smallest one batched with its mirror images, edge sizes alone and batched."""
+    """(B, H, W, 3): each image and each edge size alone, the smallest image and one edge size in a batch of three."""
     yield from (image[None] for image in images)
-    smallest = min(images, key=lambda image: image.size)
-    yield np.stack([smallest, smallest[:, ::-1], smallest[::-1]][:BATCH])
-    for height, width in EDGE_SIZES:
-        piece = cut(images[0], height, width)
-        yield piece[None]
-        yield np.stack([piece, piece[::-1], piece[:, ::-1]][:BATCH])
+    yield from (cut(images[0], height, width)[None] for height, width in EDGE_SIZES)
+    for image in (min(images, key=lambda image: image.size), cut(images[0], *BATCHED_SIZE)):
+        yield np.stack([image, image[:, ::-1], image[::-1]])
 
 
 def cut(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

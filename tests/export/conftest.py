@@ -22,6 +22,7 @@ class Stem(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor([123.0, 116.0, 103.0]).view(1, 3, 1, 1), persistent=False)
+        self.act = nn.ReLU6(inplace=True)
         self.down = nn.ModuleList([nn.Conv2d(i, 8, 3, 2, 1, bias=False) for i in (3, 8, 8, 8)])
         self.bn = nn.ModuleList([nn.BatchNorm2d(8) for _ in self.down])
         for bn in self.bn:
@@ -32,7 +33,7 @@ class Stem(nn.Module):
         x = (images - self.mean) / 58
         maps = []
         for conv, bn in zip(self.down, self.bn, strict=True):
-            x = F.relu6(bn(conv(x)))
+            x = self.act(bn(conv(x)))
             maps.append(x)
         return maps[1], maps[3]
 
