@@ -141,7 +141,7 @@ class _FlatOutputs(nn.Module):
 
 
 def _with_clamps(network: nn.Module) -> nn.Module:
-    """A copy with clamps for ReLU6: the same ONNX, but torch takes ReLU6 apart on symbols, half of the export's time."""
+    """A copy with clamps for ReLU6: the same ONNX; torch takes ReLU6 apart on symbols, half of the export's time."""
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
