@@ -39,7 +39,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "scorer": ("training.evaluate",),
     "validation_split": ("training.pseudo_label",),  # ids of the list `config.tune` only
     "full_supervision": ("training.train_segmentation",),
-    "report": ("weakseg.report",),  # shows truth beside predictions, computes nothing from it
+    "report": ("weakseg.report",),  # shows truth beside predictions, ranks the images that it shows
     "data_check": ("weakseg.datasets.check",),
 }
 _ENVIRONMENT = "WEAKSEG_SEALED"  # sealed folders, one a line, for spawned workers

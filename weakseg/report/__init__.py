@@ -1,7 +1,8 @@
 """The HTML report of a run: one self-contained page, drawn from the run folder. No torch.
 
 What is missing in the folder is left out of the page, so a run that is half done, or one of photographs without true
-masks, has a report too. True masks are opened to show them and to choose which images to show; no figure comes of them.
+masks, has a report too. True masks are opened to show them and to choose which images
+are shown; the figures are those of the evaluate stage.
 """
 
 from __future__ import annotations
