@@ -120,6 +120,8 @@ class Batcher:
             QueueFullError: `limit` images wait already.
             DeadlineTooShortError: the deadline passed before a batch could start.
         """
+        if self._dispatcher is None or self._dispatcher.done():
+            raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
         if self._depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         item = _Item(image, run, deadline, asyncio.get_running_loop().create_future())
@@ -143,7 +145,7 @@ class Batcher:
         """Start batches while threads are free; the seconds until the next may start, None = nothing waits for time."""
         while self._free:
             now = monotonic()
-            self._drop_expired(now)
+            self._drop_dead(now)
             if not self._lanes:
                 return None
             starts = {key: self._starts_at(lane) for key, lane in self._lanes.items()}
@@ -178,11 +180,13 @@ class Batcher:
             del self._lanes[key]
         self._set_depth(self._depth - 1)
 
-    def _drop_expired(self, now: float) -> None:
-        """Answer and forget images whose time is up."""
-        waiting = [(key, item) for key, lane in self._lanes.items() for item in lane]
-        for key, item in waiting:
-            if item.deadline is not None and item.deadline <= now:
+    def _drop_dead(self, now: float) -> None:
+        """Forget images whose caller is gone; answer and forget those whose time is up."""
+        for key, item in [(key, item) for key, lane in self._lanes.items() for item in lane]:
+            expired = item.deadline is not None and item.deadline <= now
+            if item.answer.done():  # cancelled a moment ago: `submit` has not had its turn to remove it
+                self._remove(key, item)
+            elif expired:
                 self._remove(key, item)
                 waited_ms = (now - item.arrived) * 1000
                 item.answer.set_exception(

@@ -218,25 +218,66 @@ def test_closing_cancels_what_waits():
     assert gate.sizes == [1]
 
 
-@settings(max_examples=25, deadline=None)
+def test_a_caller_that_leaves_as_its_time_ends_does_no_harm():
+    gate = Gate()
+
+    async def test(batcher):
+        first = asyncio.create_task(batcher.submit("k", image(0), gate))
+        await until(lambda: gate.sizes == [1])
+        late = asyncio.create_task(batcher.submit("k", image(1), gate, deadline=monotonic()))
+        gone = asyncio.create_task(batcher.submit("k", image(2), gate))
+        await until(lambda: batcher.depth == 2)
+        # Both are cancelled and have not been told yet when the next batch is put together.
+        late.cancel()
+        gone.cancel()
+        batcher._drop_dead(monotonic())
+        assert batcher.depth == 0
+        gate.event.set()
+        await first
+        assert (await batcher.submit("k", image(3), gate)).outputs["sum"] == 54
+        assert late.cancelled() and gone.cancelled()
+
+    run(test)
+    assert gate.values == [[0], [3]]
+
+
+def test_a_batcher_that_does_not_run_says_so():
+    async def test(batcher):
+        await batcher.close()
+        with pytest.raises(RuntimeError, match="does not run"):
+            await batcher.submit("k", image(), Gate(is_open=True))
+
+    run(test)
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     keys=st.lists(st.integers(0, 3), min_size=1, max_size=30),
     cancelled=st.sets(st.integers(0, 29), max_size=10),
+    expired=st.sets(st.integers(0, 29), max_size=10),
     max_batch=st.integers(1, 5),
     workers=st.integers(1, 3),
+    n_turns=st.integers(0, 3),
 )
-def test_every_image_is_answered_once_or_cancelled(keys, cancelled, max_batch, workers):
+def test_every_image_is_answered_once_or_cancelled(keys, cancelled, expired, max_batch, workers, n_turns):
     gate, depths = Gate(is_open=True), []
 
     async def test(batcher):
-        tasks = [asyncio.create_task(batcher.submit(key, image(i), gate)) for i, key in enumerate(keys)]
-        await asyncio.sleep(0)
+        deadlines = [monotonic() if i in expired else None for i in range(len(keys))]
+        tasks = [asyncio.create_task(batcher.submit(key, image(i), gate, deadlines[i])) for i, key in enumerate(keys)]
+        for _ in range(n_turns):
+            await asyncio.sleep(0)
         for i in cancelled & set(range(len(keys))):
             tasks[i].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     answers = run(test, max_batch=max_batch, workers=workers, on_depth=depths.append)
     for i, answer in enumerate(answers):
-        assert i in cancelled if isinstance(answer, asyncio.CancelledError) else answer.outputs["sum"] == 18 * i
+        if isinstance(answer, asyncio.CancelledError):
+            assert i in cancelled
+        elif i in expired:
+            assert isinstance(answer, DeadlineTooShortError)
+        else:
+            assert answer.outputs["sum"] == 18 * i
     assert max(gate.sizes, default=0) <= max_batch
-    assert depths[-1] == 0 and min(depths) == 0
+    assert not depths or (depths[-1] == 0 and min(depths) == 0)

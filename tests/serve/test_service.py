@@ -323,3 +323,30 @@ def test_the_loop_stays_free_while_everything_else_is_busy(serving, colours, png
         assert stub.GetModel(pb.GetModelRequest(), timeout=LONG_S).model.state == pb.MODEL_STATE_READY
         running.runner.gate.set()
         assert all(call.result(LONG_S).outputs for call in calls)
+
+
+def test_after_a_storm_of_deadlines_and_cancellations_nothing_is_left(serving, colours, png):
+    running = serving(max_batch=3, max_delay_ms=1.0)
+    message = request(png(colours), spec("SEGMENTATION"), spec("PSEUDO_MASK"))
+
+    def storm(seed):
+        rng = np.random.default_rng(seed)
+        with grpc.insecure_channel(running.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = pb_grpc.SegmentationServiceStub(channel)
+            for timeout_s in rng.choice([0.002, 0.01, LONG_S], 20):
+                call = stub.Segment.future(message, timeout=timeout_s)
+                if rng.random() < 0.2:
+                    threading.Event().wait(rng.random() / 100)
+                    call.cancel()
+                with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+                    call.result()
+
+    threads = [threading.Thread(target=storm, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG_S)
+    running.until(lambda: running.server.pipeline.inflight == 0)
+    assert running.sample("weakseg_queue_depth") == 0
+    with stub_of(running) as stub:
+        assert stub.Segment(message, timeout=LONG_S).timing.batch_size == 1
