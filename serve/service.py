@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -52,8 +53,10 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         async def answer(request: pb.SegmentRequest) -> None:
             try:
                 response = await self._stream_response(request, deadline)
+                # A client that is gone cannot be written to; gRPC is about to cancel this call.
                 async with writing:
-                    await context.write(response)
+                    with contextlib.suppress(grpc.aio.BaseError):
+                        await context.write(response)
             finally:
                 slots.release()  # only now: a client that does not read stops the reading of its requests
 

@@ -217,6 +217,21 @@ def test_a_stream_may_be_left_early_and_images_are_read_lazily(client):
     assert len(read) <= 4
 
 
+def test_streams_left_early_leave_nothing_behind(serving, caplog):
+    running = serving()
+    with Client(running.target) as client:
+        for n_read in range(10):
+            results = client.segment_many(stripes(15), in_flight=4)
+            for _ in range(n_read):
+                next(results)
+            results.close()
+    running.until(lambda: running.server.pipeline.inflight == 0)
+    labels = {"grpc_type": "stream_stream", "grpc_service": "weakseg.v1.SegmentationService"}
+    assert running.sample("grpc_server_started_total", grpc_method="SegmentStream", **labels) > 0
+    assert running.sample("grpc_server_handled_total", grpc_method="SegmentStream", grpc_code="INTERNAL", **labels) == 0
+    assert not [record for record in caplog.records if record.name == "serve.errors"]
+
+
 def test_no_images(client, shared_serving):
     assert list(client.segment_many([])) == []
 
