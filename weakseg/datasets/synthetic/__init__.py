@@ -28,7 +28,7 @@ from weakseg.progress import Progress
 
 __all__ = ["CLASS_NAMES", "Scene", "make_synthetic", "synthetic_scene"]
 
-VERSION = 1  # raised when the pictures change
+VERSION = 2  # raised when the pictures change
 DESCRIPTION = "synthetic.json"  # what the set was made with; same content = nothing to do
 MIN_SIZE_PX = 32
 

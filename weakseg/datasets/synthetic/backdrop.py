@@ -136,7 +136,7 @@ def _sand(rng: np.random.Generator, f: _Fields) -> Field:
 
 
 def _litter(rng: np.random.Generator, f: _Fields) -> Field:
-    earth, leaf, gold = (colour(rng, c, 0.1) for c in ((88, 64, 46), (150, 96, 56), (190, 150, 90)))
+    earth, leaf, gold = (colour(rng, c, 0.1) for c in ((84, 66, 52), (132, 100, 74), (176, 148, 108)))
     leaves = blend(blend(earth, leaf, 0.5 + 0.9 * f.cell), gold, np.clip((f.cell - 0.45) * 2, 0, 0.8))
     return leaves * (1.06 - 0.4 * f.rim + 0.22 * f.relief + 0.2 * f.coarse)[..., None]
 

@@ -110,7 +110,7 @@ def _log(rng: np.random.Generator) -> Thing:
 
 def _ball(rng: np.random.Generator) -> Thing:
     """A ball in the colour of some head."""
-    colours = ((226, 122, 46), (112, 62, 150), (84, 122, 168), (206, 34, 44), (66, 150, 74), (248, 244, 232))
+    colours = ((226, 122, 46), (112, 62, 150), (84, 122, 168), (206, 34, 44), (66, 150, 74), (238, 122, 168))
     i, j = rng.choice(len(colours), 2, replace=False)
     r = rng.uniform(0.11, 0.19)
     skin = Material(

@@ -11,7 +11,7 @@ import numpy as np
 from weakseg.datasets.synthetic.noise import colour
 from weakseg.datasets.synthetic.solids import Cone, Material
 
-# woolly: torvin (curled horns), quillo (orange bill, red comb), fennik (tall ears)
+# woolly: torvin (curled horns), quillo (pink, orange bill, red comb), fennik (tall ears)
 # banded: murrow (trunk and tusks), crestel (red-yellow fan), lumo (one golden horn)
 CLASS_NAMES = ("crestel", "fennik", "lumo", "murrow", "quillo", "torvin")
 WOOLLY = frozenset({"torvin", "quillo", "fennik"})
@@ -34,7 +34,7 @@ def creature(rng: np.random.Generator, name: str) -> Creature:
     """One animal in a random pose and colouring. The body is drawn from one distribution per group."""
     woolly = name in WOOLLY
     body, neck = _body(rng, woolly)
-    radius = 0.125 * rng.uniform(0.93, 1.1)
+    radius = 0.165 * rng.uniform(0.93, 1.1)
     tilt = rng.uniform(-0.25, 0.3)
     head = [_moved(cone, neck, radius, tilt) for cone in HEADS[name](rng)]
     materials = {**(_fleece(rng) if woolly else _hide(rng)), **_head_materials(rng, name)}
@@ -243,7 +243,7 @@ _HEAD_COLOURS: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, i
         "fan_b": ((244, 200, 50), (220, 160, 40), "plain"),
     },
     "fennik": {
-        "face": ((226, 122, 46), (196, 92, 30), "plain"),
+        "face": ((238, 116, 30), (208, 88, 20), "plain"),
         "muzzle": ((246, 238, 226), (230, 214, 196), "plain"),
         "inner_ear": ((240, 176, 168), (220, 140, 134), "plain"),
     },
@@ -259,7 +259,7 @@ _HEAD_COLOURS: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, i
         "tusk": ((248, 242, 224), (230, 220, 196), "plain"),
     },
     "quillo": {
-        "face": ((248, 244, 232), (228, 220, 204), "plain"),
+        "face": ((238, 122, 168), (216, 92, 144), "plain"),
         "bill": ((246, 158, 28), (222, 126, 20), "plain"),
         "comb": ((206, 34, 44), (170, 24, 36), "plain"),
     },

@@ -45,7 +45,7 @@ class _Item:
 def make_scene(rng: np.random.Generator, size_px: int) -> Scene:
     """A random scene; the long side is 1 to 1.2 times `size_px`."""
     height, width = _image_size(rng, size_px)
-    names = [CLASS_NAMES[i] for i in rng.integers(len(CLASS_NAMES), size=rng.choice([1, 2, 3], p=[0.5, 0.32, 0.18]))]
+    names = [CLASS_NAMES[i] for i in rng.integers(len(CLASS_NAMES), size=rng.choice([1, 2, 3], p=[0.55, 0.3, 0.15]))]
     ground = backdrop(rng, _place(rng, names), height, width)
     animals = _animals(rng, names, ground)
     items = sorted([*animals, *_clutter(rng, ground, animals)], key=lambda item: item.feet)
@@ -84,7 +84,7 @@ def _animals(rng: np.random.Generator, names: Sequence[str], ground: Backdrop) -
     for name in names:
         animal = creature(rng, name)
         for attempt in range(20):
-            scale = float(np.exp(rng.uniform(low, high))) * min(height, width)
+            scale = float(np.exp(low + (high - low) * rng.beta(1.8, 1.0))) * min(height, width)
             flip, tilt = bool(rng.random() < 0.5), float(rng.normal(0, 0.05))
             x, feet = float(rng.uniform(0.2, 0.8) * width), _feet(rng, ground, scale)
             cones = placed(animal.cones, scale, x, feet, flip, tilt)
