@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         for graph, differences in made["parity"].items():
             worst = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
             print(f"  {graph}: torch and onnxruntime agree: {worst}")
-        print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}"')
+        print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}" --output masks')
     return 0
 
 
