@@ -5,11 +5,17 @@ from __future__ import annotations
 from training.models.backbone import Backbone
 from training.models.mobilenet_v2 import MobileNetV2
 from training.models.resnet import ResNet
+from training.models.small_resnet import SmallResNet
 from training.models.weights import load_backbone_weights
 from weakseg.errors import ConfigError
 from weakseg.recipe import BackboneConfig
 
-BACKBONES: dict[str, type[Backbone]] = {"mobilenet_v2": MobileNetV2, "resnet50": ResNet, "resnet101": ResNet}
+BACKBONES: dict[str, type[Backbone]] = {
+    "mobilenet_v2": MobileNetV2,
+    "resnet50": ResNet,
+    "resnet101": ResNet,
+    "small_resnet": SmallResNet,
+}
 
 
 def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> Backbone:

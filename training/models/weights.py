@@ -83,6 +83,10 @@ def _own_name(key: str) -> str:
 
 
 def _download(name: str) -> dict[str, Tensor]:
+    if name not in IMAGENET:
+        raise WeightsError(
+            f"no ImageNet weights are published for {name}: train it from scratch (weights None) or give a file"
+        )
     url = IMAGENET[name]
     try:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
