@@ -36,6 +36,7 @@ VERBS = {
     "pseudo-label": Verb("weakseg.run", "one stage: maps to pseudo-masks", ("--only", "pseudo_label")),
     "train-seg": Verb("weakseg.run", "one stage: the segmentation network", ("--only", "train_seg")),
     "evaluate": Verb("weakseg.run", "one stage: scores against true masks", ("--only", "evaluate")),
+    "compare": Verb("weakseg.compare", "scores of several runs beside each other"),
     "report": Verb("weakseg.report.commands", "a run folder as one HTML page"),
     "export": Verb("export.commands", "trained networks to a model bundle"),
     "bundle": Verb("weakseg.bundle_commands", "look into a model bundle, verify it"),
