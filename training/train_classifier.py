@@ -33,7 +33,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     dataset = read(recipe.data, recipe.data.train)
     method = methods.get(recipe.train.method)
     seed_torch(recipe.seed, 0)
-    model = method.build(build_backbone(recipe.backbone), len(dataset.classes)).to(pick_device())
+    model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train.dropout).to(pick_device())
     images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
     shown = cam_pictures(dataset, recipe)
     summary = fit(model, method.losses, images, folder / stage, progress=progress, pictures=shown)

@@ -64,6 +64,7 @@ class TrainConfig:
     """The classifier."""
 
     method: str = "cam"  # a file of training/methods
+    dropout: float = 0.5  # of whole channels, before the head
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 

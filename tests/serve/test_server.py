@@ -1,6 +1,7 @@
 """The process: ports, signals, drain, reflection, the command."""
 
 import json
+import logging
 import os
 import select
 import signal
@@ -21,6 +22,17 @@ from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LONG_S = 60.0
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """`weakseg serve` sets up the logs of its process, which is that of the tests here."""
+    loggers = [logging.getLogger(name) for name in ("serve", "weakseg")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -165,8 +177,6 @@ def test_demo_serves_the_newest_bundle_and_makes_one_where_there_is_none(tmp_pat
 
 
 def test_log_lines():
-    import logging
-
     try:
         raise ValueError("why")
     except ValueError:

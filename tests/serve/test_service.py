@@ -293,7 +293,9 @@ def test_a_call_whose_deadline_passes_in_the_queue_never_reaches_the_network(ser
         running.runner.gate.set()
         first.result(LONG_S)
     assert len(running.runner.batches) == 1
-    assert running.sample("weakseg_requests_total", model="toy", version="1", code="DEADLINE_EXCEEDED") == 1
+    # The client may tell the server that it gave up just before the server's own clock says so.
+    codes = ("DEADLINE_EXCEEDED", "CANCELLED")
+    assert sum(running.sample("weakseg_requests_total", model="toy", version="1", code=code) for code in codes) == 1
 
 
 def test_a_client_that_goes_away_ends_its_stream(serving, colours, png):

@@ -109,7 +109,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_weights(
                              checkpoint_every_s=0.0)
         dataset = read(DataConfig(root={str(squares)!r}, tags="imagesets"), "train")
         torch.manual_seed(0)
-        model = cam.build(build_backbone(BackboneConfig(freeze_stages=0)), 3)
+        model = cam.build(build_backbone(BackboneConfig(freeze_stages=0)), 3, 0.5)
         pause = float(sys.argv[2])
         def losses(model, batch, moment):
             time.sleep(pause)

@@ -1,6 +1,6 @@
 """Training methods: one file is one method, found by its name.
 
-A method has `build(backbone, n_classes) -> nn.Module` whose forward returns a ClassifierOutput (training.models), and
+A method has `build(backbone, n_classes, dropout) -> nn.Module` whose forward returns a ClassifierOutput (training.models), and
 `losses(model, batch, moment) -> dict[str, Tensor]`, named losses whose sum is minimised.
 """
 
@@ -21,7 +21,7 @@ from weakseg.errors import ConfigError
 class Method(Protocol):
     """What a file of this folder offers."""
 
-    def build(self, backbone: Backbone, n_classes: int) -> nn.Module: ...
+    def build(self, backbone: Backbone, n_classes: int, dropout: float) -> nn.Module: ...
 
     def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]: ...
 

@@ -11,8 +11,8 @@ from training.models import CamClassifier
 from training.models.backbone import Backbone
 
 
-def build(backbone: Backbone, n_classes: int) -> nn.Module:
-    return CamClassifier(backbone, n_classes)
+def build(backbone: Backbone, n_classes: int, dropout: float) -> nn.Module:
+    return CamClassifier(backbone, n_classes, dropout)
 
 
 def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:

@@ -22,26 +22,27 @@ RECIPE = Recipe(
     name="synthetic",
     data=DataConfig(root="data/synthetic", format="voc", tune="tune"),
     # No start weights, so everything learns: all stages and batch norm.
-    backbone=BackboneConfig(name="mobilenet_v2", weights=None, freeze_stages=0, freeze_bn=False),
+    backbone=BackboneConfig(name="small_resnet", weights=None, freeze_stages=0, freeze_bn=False),
     train=TrainConfig(
+        dropout=0.0,
         optim=OptimConfig(
-            epochs=24,
+            epochs=36,
             batch_size=32,
             crop_px=128,
-            long_side_px=(128, 192),
+            long_side_px=(128, 208),
             optimizer="adamw",
-            lr=2e-3,
+            lr=3e-3,
             weight_decay=1e-2,
             new_lr_scale=1.0,
             warmup_steps=20,
-        )
+        ),
     ),
     cam=CamConfig(scales=(1.0, 1.5)),
     pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig(bilateral_sxy=30.0)),
     train_seg=SegConfig(
-        width=96,
+        width=64,
         optim=OptimConfig(
-            epochs=8,
+            epochs=12,
             batch_size=16,
             crop_px=128,
             long_side_px=(128, 224),
