@@ -1,6 +1,6 @@
 """Training methods: one file is one method, found by its name.
 
-A method has `build(backbone, n_classes, dropout) -> nn.Module` whose forward returns a ClassifierOutput (training.models), and
+A method has `build(backbone, n_classes, dropout) -> nn.Module` whose forward returns a ClassifierOutput, and
 `losses(model, batch, moment) -> dict[str, Tensor]`, named losses whose sum is minimised.
 """
 
