@@ -29,6 +29,7 @@ from weakseg.scoring import Confusion
 N_SHOWN = 12
 MAX_RANKED = 1000  # of a larger split, evenly spaced ones are ranked
 LONG_SIDE_PX = 360
+FEW_CLASSES = 10  # so many have a colour even when no shown image has them
 LAYERS = ("CAM", "pseudo-mask", "prediction", "truth")  # over the photograph, in this order
 GROUPS = ("best", "around the median", "worst")
 
@@ -53,7 +54,7 @@ class Pictures:
 
     split: str
     shown: list[Picture]
-    colours: dict[int, tuple[int, int, int]]  # class index -> RGB, of the classes that can be seen
+    colours: dict[int, tuple[int, int, int]]  # class index -> RGB, of the classes that the page speaks of
     classes: ClassTable
     n_images: int
     n_ranked: int
@@ -86,6 +87,8 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
     maps = [_label_maps(folder, split, sample, truth) for sample, _, _ in chosen]
     seen = {int(c) - 1 for per_image in maps for labels in per_image.values() for c in _values(labels)}
     seen |= {c for sample, _, _ in chosen for c in sample.tags}
+    headline = range(len(dataset.classes)) if scored is None else scored
+    seen |= set(headline) if len(headline) <= FEW_CLASSES else set()
     colours = class_colours(sorted(seen))
     shown = [
         _picture(recipe, folder, split, sample, layers, colours, dataset.classes, iou, group)
