@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from training.augment import augment
 from training.randomness import epoch_order, sample_rng
 from weakseg.datasets.sample import Dataset, Sample
-from weakseg.errors import DatasetError
+from weakseg.errors import DatasetError, WeaksegError
 from weakseg.image import read_image
 from weakseg.recipe import OptimConfig
 
@@ -105,6 +105,15 @@ def loader(images: TrainingImages, batches: Batches) -> DataLoader[Batch]:
         prefetch_factor=4 if images.config.workers else None,
         worker_init_fn=_quiet_worker,
     )
+
+
+def batches_of(data: DataLoader[Batch]) -> Iterator[Batch]:
+    """The loader's batches; an error of ours in a worker comes out as it went in, without the worker's traceback."""
+    try:
+        yield from data
+    except WeaksegError as error:
+        name = type(error).__name__
+        raise type(error)(str(error).rstrip().rpartition(f"{name}: ")[2]) from None
 
 
 def _quiet_worker(_: int) -> None:

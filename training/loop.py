@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.data import Batch, Batches, TrainingImages, loader
+from training.data import Batch, Batches, TrainingImages, batches_of, loader
 from training.optim import build_optimizer, set_learning_rate
 from training.randomness import seed_torch
 from weakseg.errors import TrainingError
@@ -74,7 +74,7 @@ def fit(
     with progress.task(
         "train", total=total * config.batch_size, unit="images", initial=start * config.batch_size
     ) as bar:
-        for step, batch in enumerate(loader(images, batches), start):
+        for step, batch in enumerate(batches_of(loader(images, batches)), start):
             seed_torch(seed, step)
             lr = set_learning_rate(optimizer, config, step, total)
             moment = Moment(step, step // batches.per_epoch, step / total)
