@@ -1,4 +1,4 @@
-"""A user's own files: a CSV, one class, no masks, every odd kind of image; and clear words on what is wrong with them."""
+"""A user's own files: a CSV, one class, no masks, every odd kind of image; and clear words on what is wrong."""
 
 from __future__ import annotations
 
