@@ -108,6 +108,11 @@ class PseudoLabelConfig:
     band: float = 0.3  # IGNORE where backgrounds of threshold t * (1 - band) and t * (1 + band) disagree; 0 = no band
 
 
+def _seg_optim() -> OptimConfig:
+    """SGD at the classifier's rate does not learn a segmentation network from a trained backbone; this does."""
+    return OptimConfig(optimizer="adamw", lr=3e-4, new_lr_scale=5.0, weight_decay=1e-2)
+
+
 @dataclass(frozen=True)
 class SegConfig:
     """The segmentation network."""
@@ -116,7 +121,7 @@ class SegConfig:
     start: Literal["classifier", "weights"] = "classifier"  # where the backbone's weights come from
     width: int = 256  # channels of ASPP and decoder
     balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=_seg_optim)
 
 
 @dataclass(frozen=True)

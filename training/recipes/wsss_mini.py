@@ -4,6 +4,8 @@ weakseg run wsss_mini --data.root ../shared/data/wsss-mini \
     --backbone.weights ../shared/data/weights/mobilenet_v2_1.0_224_imagenet_dequant.pth
 """
 
+from dataclasses import replace
+
 from weakseg.recipe import (
     BackboneConfig,
     CamConfig,
@@ -38,19 +40,7 @@ RECIPE = Recipe(
     train=TrainConfig(optim=OptimConfig(epochs=6, crop_px=320, long_side_px=(288, 480))),
     cam=CamConfig(),
     pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig()),
-    train_seg=SegConfig(
-        width=128,
-        # SGD at the classifier's rate does not learn here: loss 1.4 after an epoch, where this is at 0.6.
-        optim=OptimConfig(
-            epochs=5,
-            crop_px=256,
-            long_side_px=(256, 448),
-            optimizer="adamw",
-            lr=3e-4,
-            new_lr_scale=5.0,
-            weight_decay=1e-2,
-        ),
-    ),
+    train_seg=SegConfig(width=128, optim=replace(SegConfig().optim, epochs=5, crop_px=256, long_side_px=(256, 448))),
     evaluate=EvaluateConfig(splits=("train", "val")),
     export=ExportConfig(name="wsss-mini", data_licence="research only (PASCAL VOC)", weights_licence="Apache-2.0"),
 )
