@@ -81,14 +81,16 @@ def check(
         for batch in batches(images):
             n_cases += 1
             size = "x".join(map(str, batch.shape[:3]))
-            with torch.inference_mode():
-                expected = {name: value.numpy() for name, value in module(torch.from_numpy(batch)).items()}
+            expected = _outputs(module, batch)
             got = runner.run(graph, batch)
             _check_form(graph, size, expected, got)
-            found = [
-                *_differences(expected, got, size, tolerance, normalisation),
-                *_alone(runner, graph, batch, got, size),
-            ]
+            views = getattr(module, "n_views", 1)
+            mean = _mean_over_views(got, views)
+            found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+            if not all(difference.ok for difference in found):
+                expected = _exact(module, batch, expected)
+                found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+            found += _alone(runner, graph, batch, got, size)
             for difference in found:
                 _raise_beyond(graph, difference)
                 if difference.output not in worst or difference.got > worst[difference.output].got:
@@ -102,6 +104,30 @@ def check(
         worst["labels"] = Difference("labels", "all", agreeing / compared, tolerance.label_agreement)
         _raise_beyond(graph, worst["labels"])
     return ParityReport(graph, n_cases, tuple(worst.values()))
+
+
+def _outputs(module: nn.Module, batch: NDArray[np.uint8]) -> Arrays:
+    with torch.inference_mode():
+        return {name: value.float().numpy() for name, value in module(torch.from_numpy(batch)).items()}
+
+
+def _mean_over_views(outputs: Arrays, views: int) -> Arrays:
+    """CAM_FLOOR is about the mean over views, which is what a run stores; the graphs return the sum."""
+    return outputs | {name: value / np.float32(views) for name, value in outputs.items() if name == "cam"}
+
+
+def _exact(module: nn.Module, batch: NDArray[np.uint8], rounded: Arrays) -> Arrays:
+    """torch's outputs computed in float64, the arbiter when two float32 results differ by more than the tolerance.
+
+    A quiet class's map is a small difference of large sums: torch and a runtime, each within the tolerance of the exact
+    value, can be further than that from each other. `rounded` for a module that cannot compute in float64.
+    """
+    try:
+        return _outputs(module.double(), batch)
+    except RuntimeError:
+        return rounded
+    finally:
+        module.float()
 
 
 def batches(images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
