@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weakseg.crf import scaled
+from weakseg.crf import check_config, scaled
+from weakseg.crf.unary import MIN_PROBABILITY
 from weakseg.errors import ConfigError, DataError
 from weakseg.recipe import CrfConfig
 
-MIN_PROBABILITY = 1e-5
 MAX_COORDINATE = 2**20  # of lattice points: float32 still tells eighths apart there
 MAX_KEYS = 2**63
 
@@ -42,7 +42,7 @@ def refine(images: Tensor, probabilities: Tensor, config: CrfConfig, mask: Tenso
         probabilities: (B, K, H, W) or (B, S, K, H, W), any floating type, >= 0, background among the K; they need not
             sum to 1. S sets of one image (a low and a high background, say) share its lattice.
         config: kernels and iterations; the spatial widths of each image are scaled by its long side / `reference_px`
-            when that is set. How the CPU is to compute (backend, resolution, early stop) is not looked at.
+            when that is set. Backend and early stop are the CPU's and not looked at; resolution must be full.
         mask: (B, H, W) bool, the real pixels where images of several sizes are padded, at the bottom and right, to one
             batch; None = all are real. The size of an image is the number of its rows and columns with a real pixel.
             Padding takes no part in any filter; its marginals are the softmax of the unary term.
@@ -53,7 +53,9 @@ def refine(images: Tensor, probabilities: Tensor, config: CrfConfig, mask: Tenso
             image without a real pixel, widths so small that float32 or a key of 63 bits cannot hold the lattice.
         ConfigError: a width that is not positive, a negative weight or count.
     """
-    _check_config(config)
+    check_config(config)
+    if config.resolution != "full":
+        raise ConfigError(f"batches are refined at full resolution, got {config.resolution!r}: shrink them first")
     _check_tensors(images, probabilities, mask)
     if mask is None:
         mask = torch.ones(images.shape[:3], dtype=torch.bool, device=images.device)
@@ -241,11 +243,3 @@ def _check_tensors(images: Tensor, probabilities: Tensor, mask: Tensor | None) -
         raise DataError("probabilities must be finite and >= 0, got others: give probabilities, not logits")
     if mask is not None and not bool(mask.flatten(1).any(dim=1).all()):
         raise DataError("every image needs a real pixel, got one whose mask is all False: leave it out of the batch")
-
-
-def _check_config(config: CrfConfig) -> None:
-    widths = (config.gaussian_sxy, config.bilateral_sxy, config.bilateral_srgb)
-    if min(widths) <= 0 or (config.reference_px is not None and config.reference_px <= 0):
-        raise ConfigError(f"widths and reference_px of the CRF must be positive, got {config}")
-    if min(config.gaussian_weight, config.bilateral_weight, config.iterations) < 0:
-        raise ConfigError(f"weights and iterations of the CRF must not be negative, got {config}")

@@ -97,6 +97,9 @@ class CrfConfig:
     bilateral_srgb: float = 5.0
     bilateral_weight: float = 10.0
     reference_px: int | None = None  # None = widths are taken as they are
+    resolution: Literal["full", "half"] = "full"  # half: at half the side, a quarter of the time
+    early_stop: bool = False  # stop when an iteration changes no label
+    backend: Literal["lattice", "pydensecrf", "brute_force"] = "lattice"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from training import crf_torch
 from weakseg import crf
-from weakseg.crf import brute_force
 from weakseg.errors import ConfigError, DataError
 from weakseg.recipe import CrfConfig
 from weakseg.tolerance import BATCH_ATOL
@@ -56,10 +56,6 @@ def refine(image: np.ndarray, probabilities: np.ndarray, config: CrfConfig) -> n
     return crf_torch.refine(torch.from_numpy(image)[None], torch.from_numpy(probabilities)[None], config)[0].numpy()
 
 
-def unary(probabilities: np.ndarray) -> np.ndarray:
-    return -np.log(np.clip(probabilities, 1e-5, 1))
-
-
 def softmax_of_unary(probabilities: Tensor) -> Tensor:
     clipped = probabilities.clamp(1e-5, 1)
     return clipped / clipped.sum(dim=-3, keepdim=True)
@@ -82,7 +78,7 @@ def batch(size: tuple[int, int], n_images: int) -> tuple[Tensor, Tensor]:
 )
 def test_it_is_near_brute_force(seed: int, config: CrfConfig) -> None:
     image, probabilities = picture((28, 32), seed=seed)
-    exact = brute_force.marginals(image, unary(probabilities), config)
+    exact = crf.refine(image, probabilities, replace(config, backend="brute_force"))
     fast = refine(image, probabilities, config)
     assert np.abs(exact - fast).mean() < 1.2e-2
     assert (exact.argmax(axis=0) == fast.argmax(axis=0)).mean() > 0.98
@@ -92,10 +88,8 @@ def test_it_is_near_brute_force(seed: int, config: CrfConfig) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_it_is_pydensecrf(size: tuple[int, int], config: CrfConfig) -> None:
     pytest.importorskip("pydensecrf")
-    from weakseg.crf import pydensecrf
-
     image, probabilities = picture(size)
-    expected = pydensecrf.marginals(image, unary(probabilities), config)
+    expected = crf.refine(image, probabilities, replace(config, backend="pydensecrf"))
     np.testing.assert_allclose(refine(image, probabilities, config), expected, atol=1e-4)
 
 
@@ -103,11 +97,9 @@ def test_it_is_pydensecrf(size: tuple[int, int], config: CrfConfig) -> None:
 @pytest.mark.parametrize(("sample_id", "config"), [("2007_000063", CONFIGS[0]), ("2007_000332", CONFIGS[1])])
 def test_it_is_pydensecrf_on_photographs(sample_id: str, config: CrfConfig) -> None:
     pytest.importorskip("pydensecrf")
-    from weakseg.crf import pydensecrf
-
     image = np.array(Image.open(WSSS_MINI / f"JPEGImages/{sample_id}.jpg").convert("RGB"))
     probabilities = softmax(2 * smooth(np.random.default_rng(0), 3, image.shape[:2], 32))
-    expected = pydensecrf.marginals(image, unary(probabilities), config)
+    expected = crf.refine(image, probabilities, replace(config, backend="pydensecrf"))
     got = refine(image, probabilities, config)
     assert np.abs(got - expected).mean() < 1e-5
     assert (got.argmax(axis=0) == expected.argmax(axis=0)).mean() > 0.9999

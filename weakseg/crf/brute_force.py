@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from weakseg.crf.unary import unary_from_probabilities
 from weakseg.errors import DataError
 from weakseg.recipe import CrfConfig
 
 MAX_PIXELS = 32 * 32
 
 
-def marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfConfig) -> NDArray[np.float32]:
-    """(K, H, W) by mean field with full kernel matrices, in float64; i = j is part of the sum."""
+def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+    """(S, K, H, W) from probabilities (S, K, H, W), with full kernel matrices, in float64; i = j is part of the sum."""
     height, width = image.shape[:2]
     if height * width > MAX_PIXELS:
         raise DataError(f"brute force takes at most {MAX_PIXELS} pixels, got {height} x {width}: use another backend")
@@ -22,11 +25,12 @@ def marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfC
     bilateral = np.concatenate([place / config.bilateral_sxy, colour / config.bilateral_srgb], axis=1)
     pairwise = config.gaussian_weight * _kernel(place / config.gaussian_sxy)
     pairwise += config.bilateral_weight * _kernel(bilateral)
-    logits = -unary.reshape(len(unary), -1).astype(np.float64)  # (K, N)
+    logits = -unary_from_probabilities(probabilities).astype(np.float64)
+    logits = logits.reshape(*logits.shape[:2], -1)  # (S, K, N)
     q = _softmax(logits)
     for _ in range(config.iterations):
         q = _softmax(logits + q @ pairwise)
-    return q.reshape(unary.shape).astype(np.float32)
+    return q.reshape(probabilities.shape).astype(np.float32)
 
 
 def _kernel(features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -40,6 +44,6 @@ def _kernel(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    e = np.exp(logits - logits.max(axis=0))
-    out: NDArray[np.float64] = e / e.sum(axis=0)
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    out: NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
     return out
