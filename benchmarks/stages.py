@@ -71,7 +71,7 @@ def _crf(recipe: Recipe, folder: Path, split: str, samples: Sequence[Sample]) ->
     tagged = [sample for sample in samples if sample.tags]
     loaded = [(read_image(sample.image), read_cam(cam_path(folder, split, sample.id))) for sample in tagged]
     inputs = [(image, cam.cam01(recipe.cam.normalisation), cam.classes) for image, cam in loaded]
-    return _rate(lambda one: refined_labels(*one, n_classes, t, config), inputs)
+    return _rate(lambda one: refined_labels(*one, n_classes, [t], config), inputs)
 
 
 def _rate(function: Callable[[Any], object], items: Iterable[Any]) -> float:

@@ -133,7 +133,7 @@ def _label_maps(sample: Sample, truth: NDArray[Any], sweep: Sweep, task: Task) -
     yield "cam", labels_from_cam(cam01, cam.classes, task.t, task.n_classes)
     if config.crf is not None:
         image = read_image(sample.image)
-        yield "cam_crf", refined_labels(image, cam01, cam.classes, task.n_classes, task.t, config.crf)
+        yield "cam_crf", refined_labels(image, cam01, cam.classes, task.n_classes, [task.t], config.crf)[0]
     yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id).read_bytes())
     for network in task.segmentations:
         yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,8 @@ def pseudo_mask(
     if not 0 <= config.band < 1:
         raise ConfigError(f"band must lie in [0, 1), got {config.band}: 0.3 is usual, 0 switches it off")
     low, high = t * (1 - config.band), min(t * (1 + config.band), max(t, MAX_THRESHOLD))
-    labels = refined_labels(image, cam01, classes, n_classes, low, config.crf)
-    if low < high and len(cam01):
-        other = refined_labels(image, cam01, classes, n_classes, high, config.crf)
+    labels, *others = refined_labels(image, cam01, classes, n_classes, sorted({low, high}), config.crf)
+    for other in others:
         labels[labels != other] = IGNORE if labels.dtype == np.uint8 else IGNORE_U16
     return PseudoMask(labels, (low, high))
 
@@ -60,19 +60,20 @@ def refined_labels(
     cam01: NDArray[np.float32],
     classes: NDArray[Any],
     n_classes: int,
-    t: float,
+    thresholds: Sequence[float],
     config: CrfConfig | None,
-) -> NDArray[Any]:
-    """Label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes, without IGNORE.
+) -> list[NDArray[Any]]:
+    """For each threshold t the label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes.
 
-    `config` None: no CRF, the constant threshold t. Arguments as in `pseudo_mask`.
+    No IGNORE. `config` None: no CRF, constant thresholds. Several thresholds share the CRF's work on the image.
+    Arguments as in `pseudo_mask`.
     """
     if cam01.shape[1:] != image.shape[:2]:
         raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
     if config is None or not len(cam01):
-        return labels_from_cam(cam01, classes, t, n_classes)
-    background = background_from_alpha(cam01, alpha_from_threshold(t))
-    marginals = crf.refine(image, np.concatenate([background[None], cam01]), config)
+        return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
+    probabilities = np.empty((len(thresholds), 1 + len(cam01), *cam01.shape[1:]), dtype=np.float32)
+    for one, t in zip(probabilities, thresholds, strict=True):
+        one[0], one[1:] = background_from_alpha(cam01, alpha_from_threshold(t)), cam01
     values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    labels: NDArray[Any] = values[marginals.argmax(axis=0)]
-    return labels
+    return [values[marginals.argmax(axis=0)] for marginals in crf.refine(image, probabilities, config)]

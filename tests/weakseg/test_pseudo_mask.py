@@ -29,7 +29,9 @@ def test_without_a_band_nothing_is_ignored() -> None:
     cam01 = np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 3, 4)
     config = PseudoLabelConfig(crf=CrfConfig(), band=0)
     made = pseudo_mask(grey(3, 4), cam01, np.array([0]), 1, 0.3, config)
-    np.testing.assert_array_equal(made.labels, refined_labels(grey(3, 4), cam01, np.array([0]), 1, 0.3, config.crf))
+    np.testing.assert_array_equal(
+        made.labels, refined_labels(grey(3, 4), cam01, np.array([0]), 1, [0.3], config.crf)[0]
+    )
 
 
 @given(st.floats(0.02, 0.9), st.floats(0, 0.9), st.integers(0, 99))
@@ -66,7 +68,7 @@ def test_the_mask_grows_to_the_object() -> None:
     cam01[0, 6:18, 4:20] = 0.25
     cam01[0, 8:16, 4:12] = 0.9  # the map knows only the head
     raw = labels_from_cam(cam01, np.array([0]), 0.3, 1)
-    refined = refined_labels(image, cam01, np.array([0]), 1, 0.3, CrfConfig())
+    (refined,) = refined_labels(image, cam01, np.array([0]), 1, [0.3], CrfConfig())
     truth = image[..., 0] == 220
     assert (raw != truth).sum() > 100
     assert (refined != truth).sum() < 10
