@@ -28,6 +28,7 @@ from serve.models import BundleFolder, Entry, Models, ModelState
 from serve.pipeline import Pipeline
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
+from weakseg import crf
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
 from weakseg.model import Model
@@ -86,6 +87,7 @@ class Server:
         await self.health.update()
         await self._grpc.start()
         self._spawn(self._load_models())
+        self._spawn(self._warm_up())
         self._spawn(self._watch_lag())
         fields = {
             "port": self.port,
@@ -161,6 +163,10 @@ class Server:
 
     async def _load_models(self) -> None:
         await self.models.load_all()
+
+    async def _warm_up(self) -> None:
+        """The first pseudo-mask should not wait for the CRF's kernels; the log says whether there is a CRF at all."""
+        log.info("dense CRF", extra={"fields": {"available": await asyncio.to_thread(crf.warm_up)}})
 
     async def _watch_lag(self) -> None:
         while True:

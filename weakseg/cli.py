@@ -47,6 +47,8 @@ EXTRAS = {  # top-level import name -> the extra that brings it
     "torch": "train",
     "tensorboard": "train",
     "safetensors": "train",
+    "numba": "refine",
+    "llvmlite": "refine",
     "pydensecrf": "crf",
     "onnx": "export",
     "onnxscript": "export",

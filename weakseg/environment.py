@@ -15,7 +15,17 @@ from typing import Any
 from weakseg.cpu import usable_cpus
 from weakseg.version import __version__
 
-PACKAGES = ("numpy", "opencv-python-headless", "pillow", "torch", "onnx", "onnxruntime", "grpcio", "pydensecrf2")
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "grpcio",
+    "numba",
+    "pydensecrf2",
+)
 
 
 def describe(seed: int | None = None) -> dict[str, Any]:

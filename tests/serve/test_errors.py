@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import struct
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -270,12 +271,7 @@ def test_an_output_that_the_model_does_not_have(serving):
 
 
 def test_what_the_server_lacks_for_an_output(serving, monkeypatch, png, colours):
-    from weakseg.crf import pydensecrf
-
-    def missing():
-        raise errors.WeaksegError("the CRF backend pydensecrf is not installed: pip install 'weakseg[crf]'")
-
-    monkeypatch.setattr(pydensecrf, "_densecrf", missing)
+    monkeypatch.setitem(sys.modules, "numba", None)
     spec = pb.OutputSpec(kind=2, refinement=pb.REFINEMENT_CRF)
     answer = ask(serving(), request(png(colours), spec))
     check(answer, "FAILED_PRECONDITION", errors.OutputUnsupportedError)
