@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow check format bench bench-crf bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+oracle: $(STAMP)  ## also install what our results are compared with; builds C++
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf]'
 
 demo: $(STAMP)  ## synthetic photographs -> every stage -> a served model -> a report, in minutes
 	$(BIN)/weakseg demo
@@ -45,7 +48,10 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-stages  ## every benchmark that runs on a CPU
+bench: bench-crf bench-stages  ## every benchmark that runs on a CPU
+
+bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
+	$(BIN)/python -m benchmarks.crf
 
 bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
 	$(BIN)/python -m benchmarks.stages $(RUN)
