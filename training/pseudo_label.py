@@ -73,8 +73,8 @@ def scored_indices(recipe: Recipe, classes: ClassTable) -> list[int] | None:
 
 
 def _maxima(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> Iterator[NDArray[np.float32]]:
-    """(H, W) strongest present class of each image that has tags."""
-    tagged = [sample for sample in dataset if sample.tags]
+    """(H, W) strongest present class of each of the images drawn from those that have tags."""
+    tagged = threshold.drawn([sample for sample in dataset if sample.tags])
     for sample in progress.each(tagged, "threshold", total=len(tagged)):
         cam = read_cam(cam_path(folder, dataset.split, sample.id))
         yield cam.cam01(recipe.cam.normalisation).max(axis=0)

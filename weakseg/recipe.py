@@ -82,8 +82,9 @@ class CamConfig:
 class ThresholdConfig:
     """How the background threshold t is chosen."""
 
-    rule: Literal["fixed", "otsu", "validation_split"] = "fixed"
+    rule: Literal["fixed", "otsu", "area", "validation_split"] = "fixed"
     value: float = 0.3  # for `fixed`; in (0, 1)
+    area: float = 0.3  # for `area`: share of the pixels that the objects of the tags cover, in (0, 1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,17 @@ from weakseg.recipe import ThresholdConfig
 from weakseg.scoring import Sweep
 
 N_BINS = 256
+MAX_IMAGES = 200  # enough for the rules that look at maps alone
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """counts: (n,) int64 of n equal bins over [0, 1]. n_images: that were pooled."""
+
+    counts: NDArray[np.int64]
+    n_images: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ def choose(
     unless the rule is `validation_split`.
 
     Args:
-        maxima: for `otsu`: max over present classes of cam01, an array per image that has tags.
+        maxima: for `otsu` and `area`: max over present classes of cam01, an array per image that has tags.
         sweep: for `validation_split`: the sweep over the images that may be tuned on.
         scored: class indices that `validation_split` maximises the mIoU of; None = all.
     Raises:
@@ -62,18 +73,21 @@ def choose(
     """
     if config.rule == "fixed":
         return fixed(config.value)
-    if config.rule == "otsu":
+    if config.rule in ("otsu", "area"):
         if maxima is None:
-            raise ConfigError("the threshold rule otsu needs CAMs: run the stage cam first, or use rule fixed")
-        return otsu(histogram(maxima()))
+            raise ConfigError(
+                f"the threshold rule {config.rule} needs CAMs: run the stage cam first, or use rule fixed"
+            )
+        pooled = histogram(maxima())
+        return otsu(pooled) if config.rule == "otsu" else area(pooled, config.area)
     if config.rule == "validation_split":
         if sweep is None:
             raise ConfigError(
                 "the threshold rule validation_split needs true masks of a tune split: set data.tune, "
-                "or use a label-free rule (fixed, otsu)"
+                "or use a label-free rule (fixed, otsu, area)"
             )
         return validation_split(sweep(), scored)
-    raise ConfigError(f"unknown threshold rule {config.rule!r}: expected fixed, otsu or validation_split")
+    raise ConfigError(f"unknown threshold rule {config.rule!r}: expected fixed, otsu, area or validation_split")
 
 
 def fixed(value: float) -> Threshold:
@@ -83,21 +97,17 @@ def fixed(value: float) -> Threshold:
     return Threshold(value, "fixed", "set in the recipe")
 
 
-def otsu(counts: NDArray[np.int64]) -> Threshold:
+def otsu(pooled: Histogram) -> Threshold:
     """The edge between bins that splits a histogram over [0, 1] with the largest variance between its two sides.
 
-    Of equal edges (bins between the sides are empty) the middle. Label-free: it sees scores only.
+    Of equal edges (bins between the sides are empty) the middle. It follows how sharp the maps are, not where they are
+    right: on squared or square-rooted maps, whose ranking is the same, it splits elsewhere.
 
-    Args:
-        counts: (n,) counts of n equal bins.
     Raises:
         DataError: fewer than two bins are filled.
     Source: Otsu, IEEE Trans. SMC 1979.
     """
-    if np.count_nonzero(counts) < 2:
-        raise DataError(
-            f"otsu needs scores that differ, got {int(counts.sum())} in at most one bin: use the rule fixed"
-        )
+    counts = _differing(pooled, "otsu")
     # Whole numbers up to the division: near the ends a rounded share of 1 would divide noise by nothing.
     n, total = int(counts.sum()), int(counts @ np.arange(len(counts)))
     below, sum_below = np.cumsum(counts)[:-1], np.cumsum(counts * np.arange(len(counts)))[:-1]
@@ -106,7 +116,27 @@ def otsu(counts: NDArray[np.int64]) -> Threshold:
     variance = (below / n) * (above / n) * gap**2
     best = np.flatnonzero(variance >= variance.max() * (1 - 1e-9))
     t = float(best.mean() + 1) / len(counts)
-    return Threshold(t, "otsu", f"Otsu's method on the strongest CAM of {n} pixels, no mask seen")
+    return Threshold(t, "otsu", f"Otsu's method on the strongest CAM, {_seen(pooled)}")
+
+
+def area(pooled: Histogram, share: float) -> Threshold:
+    """The threshold that leaves `share` of the pixels above it, linear within a bin: a prior on the size of objects.
+
+    Only the ranking of scores matters: any increasing function of the maps gives the same label maps without a CRF. The
+    share is knowledge about the photographs, not about the network: where objects are far smaller or larger, set it.
+
+    Raises:
+        ConfigError: share is not in (0, 1).
+        DataError: fewer than two bins are filled.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"the area of objects must lie in (0, 1), got {share}: 0.3 suits photographs of objects")
+    counts = _differing(pooled, "area")
+    above = 1 - np.concatenate([[0], np.cumsum(counts)]) / counts.sum()  # (n + 1,) share above each edge, from 1 to 0
+    edge = int(np.argmax(above <= share))
+    within = (above[edge - 1] - share) / (above[edge - 1] - above[edge])
+    t = float(edge - 1 + within) / len(counts)
+    return Threshold(t, "area", f"the strongest CAM is above t on {share:.0%} of the pixels, {_seen(pooled)}")
 
 
 def validation_split(sweep: Sweep, scored: Sequence[int] | None = None) -> Threshold:
@@ -117,12 +147,32 @@ def validation_split(sweep: Sweep, scored: Sequence[int] | None = None) -> Thres
     )
 
 
-def histogram(maxima: Iterable[NDArray[np.float32]], n_bins: int = N_BINS) -> NDArray[np.int64]:
-    """(n_bins,) counts over [0, 1], pooled over arrays of any shape; values beyond fall into the outer bins."""
-    counts = np.zeros(n_bins, dtype=np.int64)
+def histogram(maxima: Iterable[NDArray[np.float32]], n_bins: int = N_BINS) -> Histogram:
+    """Counts over [0, 1], pooled over arrays of any shape, one an image; values beyond fall into the outer bins."""
+    counts, n_images = np.zeros(n_bins, dtype=np.int64), 0
     for values in maxima:
         if np.isnan(values).any():
             raise DataError("scores must be finite, got NaN: the network or its input is damaged")
         bins = np.clip(values * np.float32(n_bins), 0, n_bins - 1).astype(np.intp)
         counts += np.bincount(bins.ravel(), minlength=n_bins)
-    return counts
+        n_images += 1
+    return Histogram(counts, n_images)
+
+
+def drawn(items: Sequence[T]) -> list[T]:
+    """At most MAX_IMAGES of the items, in their order, drawn with seed 0."""
+    if len(items) <= MAX_IMAGES:
+        return list(items)
+    return [items[i] for i in np.sort(np.random.default_rng(0).choice(len(items), MAX_IMAGES, replace=False))]
+
+
+def _differing(pooled: Histogram, rule: str) -> NDArray[np.int64]:
+    if np.count_nonzero(pooled.counts) < 2:
+        raise DataError(
+            f"{rule} needs scores that differ, got {int(pooled.counts.sum())} in at most one bin: use the rule fixed"
+        )
+    return pooled.counts
+
+
+def _seen(pooled: Histogram) -> str:
+    return f"{pooled.n_images} training images (at most {MAX_IMAGES}, drawn with seed 0), no mask seen"

@@ -89,7 +89,7 @@ def test_finished_images_are_not_made_again(recipe: Recipe, trained: dict[str, P
     assert pseudo_label.run(recipe, folder, stage="pseudo_label", progress=SILENT)["n_images"] == 1
 
 
-@pytest.mark.parametrize("rule", ["otsu", "validation_split"])
+@pytest.mark.parametrize("rule", ["otsu", "area", "validation_split"])
 def test_threshold_rules_say_where_t_came_from(recipe: Recipe, trained: dict[str, Path], rule: str) -> None:
     config = replace(recipe, pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule=rule)))  # type: ignore[arg-type]
     chosen = pseudo_label.choose_threshold(config, trained["run"], SILENT)
