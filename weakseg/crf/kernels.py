@@ -15,7 +15,7 @@ import numpy as np
 
 from weakseg.crf.simd import blur_row, slice_row, splat_row
 
-CHUNK = 64  # pixels whose coordinates are computed together
+CHUNK = 256  # pixels that are computed together
 EMPTY = -1  # of a slot of the hash table; keys are >= 0
 HASH = -7046029254386353131  # odd, bits well mixed: 2^64 / golden ratio, as int64
 LOG2_E = np.float32(1.4426950408889634)
@@ -78,8 +78,9 @@ def build(dimension: int) -> Any:
         n_pixels = pixels.shape[0]
         offsets = np.empty((n_pixels, d1), np.uint32)
         weights = np.empty((n_pixels, d1), np.float32)
-        n_slots = 1 << 10
-        while n_slots < n_pixels:  # photographs rarely have more vertices than half their pixels
+        n_slots = 1
+        # At most half of the slots are taken, by a chunk at least; photographs rarely have more vertices than that.
+        while n_slots < max(n_pixels, 2 * d1 * CHUNK):
             n_slots *= 2
         table, ids = np.full(n_slots, EMPTY, np.int64), np.empty(n_slots, np.uint32)
         keys = np.empty(n_slots // 2, np.int64)
@@ -184,22 +185,22 @@ def build(dimension: int) -> Any:
 
 @cache
 def splat(dimension: int, width: int) -> Any:
-    """Kernel: vertices (M + 1, width) += weights (N, d + 1) x values (width, P), of the pixels from `start` on."""
+    """Kernel: vertices (M + 1, width) += weights (N, d + 1) x values (width, N)."""
 
-    def kernel(vertices: Any, offsets: Any, weights: Any, start: Any, values: Any) -> None:
-        for p in range(values.shape[1]):
-            splat_row(dimension, width, vertices, offsets, weights, start + p, values, p)
+    def kernel(vertices: Any, offsets: Any, weights: Any, values: Any) -> None:
+        for pixel in range(values.shape[1]):
+            splat_row(dimension, width, vertices, offsets, weights, values, pixel)
 
     return _jit(kernel)
 
 
 @cache
 def gather(dimension: int, width: int) -> Any:
-    """Kernel (the slice of splat, blur, slice): values (width, P) += weights (N, d + 1) x vertices (M + 1, width)."""
+    """Kernel (the slice of splat, blur, slice): values (width, N) += weights (N, d + 1) x vertices (M + 1, width)."""
 
-    def kernel(vertices: Any, offsets: Any, weights: Any, start: Any, values: Any) -> None:
-        for p in range(values.shape[1]):
-            slice_row(dimension, width, vertices, offsets, weights, start + p, values, p)
+    def kernel(vertices: Any, offsets: Any, weights: Any, values: Any) -> None:
+        for pixel in range(values.shape[1]):
+            slice_row(dimension, width, vertices, offsets, weights, values, pixel)
 
     return _jit(kernel)
 
@@ -236,34 +237,41 @@ def _exp(x: Any) -> Any:
 
 @_jit
 def softmax(logits: Any, background: Any) -> None:
-    """In place: logits (S * (K - 1), P) of the labels but the first, background (S, P) the first's plus their sum.
+    """In place: logits (S * (K - 1), N) of the labels but the first, background (S, N) the first's plus their sum.
 
     That sum is taken off again: messages to all labels of a pixel add up to a constant, so the first label's message
     is that constant (part of `background`) less the others'. Afterwards both hold probabilities.
     """
-    n_sets, n = background.shape
+    n_sets, n_pixels = background.shape
     n_others = logits.shape[0] // n_sets
-    top, total = np.empty(n, np.float32), np.empty(n, np.float32)
+    top, total = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for s in range(n_sets):
-        first = s * n_others
-        for c in range(first, first + n_others):
+        labels = range(s * n_others, (s + 1) * n_others)
+        for start in range(0, n_pixels, CHUNK):
+            n = min(CHUNK, n_pixels - start)
+            first = background[s][start : start + n]
+            for c in labels:
+                other = logits[c][start : start + n]
+                for p in range(n):
+                    first[p] -= other[p]
             for p in range(n):
-                background[s, p] -= logits[c, p]
-        for p in range(n):
-            top[p] = background[s, p]
-        for c in range(first, first + n_others):
+                top[p] = first[p]
+            for c in labels:
+                other = logits[c][start : start + n]
+                for p in range(n):
+                    top[p] = max(top[p], other[p])
             for p in range(n):
-                top[p] = max(top[p], logits[c, p])
-        for p in range(n):
-            background[s, p] = _exp(background[s, p] - top[p])
-            total[p] = background[s, p]
-        for c in range(first, first + n_others):
+                first[p] = _exp(first[p] - top[p])
+                total[p] = first[p]
+            for c in labels:
+                other = logits[c][start : start + n]
+                for p in range(n):
+                    other[p] = _exp(other[p] - top[p])
+                    total[p] += other[p]
             for p in range(n):
-                logits[c, p] = _exp(logits[c, p] - top[p])
-                total[p] += logits[c, p]
-        for p in range(n):
-            total[p] = np.float32(1) / total[p]
-            background[s, p] *= total[p]
-        for c in range(first, first + n_others):
-            for p in range(n):
-                logits[c, p] *= total[p]
+                total[p] = np.float32(1) / total[p]
+                first[p] *= total[p]
+            for c in labels:
+                other = logits[c][start : start + n]
+                for p in range(n):
+                    other[p] *= total[p]

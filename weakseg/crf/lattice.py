@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from weakseg.crf.permutohedral import Filter
 from weakseg.crf.unary import unary_from_probabilities
 from weakseg.recipe import CrfConfig
 
-CHUNK_VALUES = 1 << 15  # a chunk's messages stay in the processor's cache between gather, softmax and splat
+WIDTHS = (1, 2, 4, 8)  # values that are filtered together: what fills a register; kernels exist for these
 BYTES_PER_PIXEL = 8 * (6 + 3) + 8 + 24  # tables of both lattices, their mass, the hash table; without values
 Array = NDArray[np.float32]
 
@@ -24,33 +23,51 @@ def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: Crf
     Only K - 1 of K labels are filtered: the messages to all labels of a pixel add up to `mass`, what the kernels make
     of 1, so the first label's is `mass` less the others' (kernels.softmax).
 
-    Raises DataError when lattices and values would take more than `MEMORY_LIMIT` bytes.
+    Raises DataError when lattices and values would take more than `permutohedral.MEMORY_LIMIT` bytes.
     """
     n_sets, n_labels, height, width = probabilities.shape
-    n_values, n_pixels = n_sets * (n_labels - 1), height * width
-    _check_memory(n_pixels, n_pixels * (BYTES_PER_PIXEL + 16 * n_sets * n_labels))
+    n_pixels = height * width
+    if n_pixels * (BYTES_PER_PIXEL + 20 * n_sets * n_labels) > permutohedral.MEMORY_LIMIT:
+        raise permutohedral.too_large(n_pixels)
     filters = _filters(image, config)
-    _check_memory(n_pixels, sum(f.n_vertices for f in filters) * 12 * n_values)
 
-    unary = unary_from_probabilities(probabilities)
-    logits = -unary[:, 1:].reshape(n_values, n_pixels)
-    background = -unary[:, 0].reshape(n_sets, n_pixels)
-    background += logits.reshape(n_sets, n_labels - 1, n_pixels).sum(axis=1)
-    out = np.empty((n_sets, n_labels, n_pixels), dtype=np.float32)
-    messages = [Messages(f, n_values) for f in filters]
-    _sweep(messages, False, logits, background, out)
+    unary = unary_from_probabilities(probabilities).reshape(n_sets, n_labels, n_pixels)
+    logits = _padded(-unary[:, 1:].reshape(-1, n_pixels))
+    n_values = n_sets * (n_labels - 1)
+    background = logits[:n_values].reshape(n_sets, n_labels - 1, n_pixels).sum(axis=1) - unary[:, 0]
+    q, q_background = logits.copy(), background.copy()
+    kernels.softmax(q[:n_values], q_background)
+
     background += sum((f.mass for f in filters), start=np.zeros(n_pixels, dtype=np.float32))
+    messages = np.empty_like(q)
+    buffers = [np.empty((2, (f.n_vertices + 1) * WIDTHS[-1]), dtype=np.float32) for f in filters]
     labels: NDArray[np.intp] | None = None
-    for i in range(config.iterations):
-        for message in messages:
-            message.blur()
-        last = i == config.iterations - 1
-        _sweep(messages, True, logits, background, out if last or config.early_stop else None)
+    for _ in range(config.iterations):
+        messages[:], q_background[:] = logits, background
+        for f, buffer in zip(filters, buffers, strict=True):
+            _add_filtered(f, q, messages, buffer)
+        q, messages = messages, q
+        kernels.softmax(q[:n_values], q_background)
         if config.early_stop:
-            before, labels = labels, out.argmax(axis=1)
+            before, labels = labels, _joined(q[:n_values], q_background).argmax(axis=1)
             if before is not None and np.array_equal(before, labels):
                 break
-    return out.reshape(probabilities.shape)
+    return _joined(q[:n_values], q_background).reshape(probabilities.shape)
+
+
+def _add_filtered(f: Filter, values: Array, out: Array, buffers: Array) -> None:
+    """out (V, N) += w K values, V as `_padded` makes it; buffers (2, (M + 1) * 8) are written over."""
+    first = 0
+    for width in _widths(len(values)):
+        # One block after the other: its vertices stay in the processor's cache from splat to slice.
+        block = slice(first, first + width)
+        vertices, spare = (flat[: (f.n_vertices + 1) * width].reshape(-1, width) for flat in buffers)
+        vertices.fill(0)
+        spare[-1] = 0
+        kernels.splat(f.dimension, width)(vertices, f.offsets, f.weights, values[block])
+        vertices = permutohedral.blurred(vertices, spare, f.neighbours)
+        kernels.gather(f.dimension, width)(vertices, f.offsets, f.weights, out[block])
+        first += width
 
 
 def _filters(image: NDArray[np.uint8], config: CrfConfig) -> list[Filter]:
@@ -65,72 +82,18 @@ def _filters(image: NDArray[np.uint8], config: CrfConfig) -> list[Filter]:
     return filters
 
 
-def _check_memory(n_pixels: int, n_bytes: int) -> None:
-    if n_bytes > permutohedral.MEMORY_LIMIT:
-        raise permutohedral.too_large(n_pixels)
+def _padded(values: Array) -> Array:
+    """Zeros below values (V, N), so that the blocks of `_widths` cover them."""
+    return np.pad(values, ((0, sum(_widths(len(values))) - len(values)), (0, 0)))
 
 
-class Messages:
-    """What one filter carries from pixels to pixels: values on the vertices of its lattice, in blocks (M + 1, width).
-
-    Blocks of 8 values, the last of 1, 2, 4 or 8: widths of registers, and few enough to compile.
-    """
-
-    def __init__(self, f: Filter, n_values: int) -> None:
-        self.filter = f
-        self.widths = block_widths(n_values)
-        self.sent, self.received, self.spare = ([f.vertices(width) for width in self.widths] for _ in range(3))
-
-    def blur(self) -> None:
-        """What was sent can be received, and nothing is sent."""
-        for b in range(len(self.widths)):
-            free = self.received[b]
-            self.received[b], self.spare[b] = permutohedral.blurred(self.sent[b], self.spare[b], self.filter.neighbours)
-            self.sent[b] = free
-            free.fill(0)
-
-    def send(self, start: int, values: Array) -> None:
-        """Splat values (V, P) of the pixels from `start` on."""
-        for b, first, width in self._blocks():
-            kernel = kernels.splat(self.filter.dimension, width)
-            kernel(self.sent[b], self.filter.offsets, self.filter.weights, start, values[first : first + width])
-
-    def add_received(self, start: int, values: Array) -> None:
-        """Slice onto values (V, P) of the pixels from `start` on."""
-        for b, first, width in self._blocks():
-            kernel = kernels.gather(self.filter.dimension, width)
-            kernel(self.received[b], self.filter.offsets, self.filter.weights, start, values[first : first + width])
-
-    def _blocks(self) -> Iterator[tuple[int, int, int]]:
-        first = 0
-        for b, width in enumerate(self.widths):
-            yield b, first, width
-            first += width
+def _widths(n_values: int) -> list[int]:
+    """Blocks of 8 values; the last has what is left, and may have some to spare."""
+    rest = n_values % WIDTHS[-1]
+    return [WIDTHS[-1]] * (n_values // WIDTHS[-1]) + [width for width in WIDTHS if width >= rest > width // 2]
 
 
-def block_widths(n_values: int) -> list[int]:
-    """How many values each block holds; the last may have some to spare."""
-    rest = n_values % 8
-    return [8] * (n_values // 8) + [width for width in (1, 2, 4, 8) if width >= rest > width // 2]
-
-
-def _sweep(messages: list[Messages], receive: bool, logits: Array, background: Array, out: Array | None) -> None:
-    """One pass over the pixels: receive, softmax, send; probabilities go to out (S, K, N) when it is given."""
-    n_values, n_pixels = logits.shape
-    n_sets = len(background)
-    size = CHUNK_VALUES // n_values + 16  # no power of two: columns a page apart would share cache lines
-    for start in range(0, n_pixels, size):
-        chunk = slice(start, start + size)
-        first = background[:, chunk].copy()
-        padded = np.zeros((sum(block_widths(n_values)), first.shape[1]), dtype=np.float32)
-        values = padded[:n_values]
-        values[:] = logits[:, chunk]
-        if receive:
-            for message in messages:
-                message.add_received(start, padded)
-        kernels.softmax(values, first)
-        for message in messages:
-            message.send(start, padded)
-        if out is not None:
-            out[:, 0, chunk] = first
-            out[:, 1:, chunk] = values.reshape(n_sets, -1, values.shape[1])
+def _joined(q: Array, background: Array) -> Array:
+    """(S, K, N) from (S (K - 1), N) and (S, N)."""
+    n_sets, n_pixels = background.shape
+    return np.concatenate([background[:, None], q.reshape(n_sets, -1, n_pixels)], axis=1)

@@ -44,10 +44,6 @@ class Filter:
     def n_vertices(self) -> int:
         return int(self.neighbours.shape[1])
 
-    def vertices(self, width: int) -> Array:
-        """(M + 1, width) zeros; the last row stays zero."""
-        return np.zeros((self.n_vertices + 1, width), dtype=np.float32)
-
 
 def bilateral(image: NDArray[np.uint8], sxy: float, srgb: float, weight: float) -> Filter:
     """The kernel on (x / sxy, y / sxy, r / srgb, g / srgb, b / srgb) of the pixels of image (H, W, 3)."""
@@ -86,21 +82,21 @@ def _filter(pixels: NDArray[np.uint8], width: int, sigmas: tuple[float, ...], we
     return Filter(offsets, weights, neighbours, _apply(offsets, weights, neighbours))
 
 
-def blurred(vertices: Array, spare: Array, neighbours: NDArray[np.uint32]) -> tuple[Array, Array]:
-    """The vertices (M + 1, width) after the blur along every direction, and the array that is free now."""
+def blurred(vertices: Array, spare: Array, neighbours: NDArray[np.uint32]) -> Array:
+    """The vertices (M + 1, width) after the blur along every direction; in one of the two arrays, both last rows 0."""
     for along in neighbours:
         kernels.blur(vertices.shape[1])(vertices, along, spare)
         vertices, spare = spare, vertices
-    return vertices, spare
+    return vertices
 
 
 def _apply(offsets: NDArray[np.uint32], weights: Array, neighbours: NDArray[np.uint32]) -> Array:
     """(N,) the filter of 1."""
     d, n_pixels = offsets.shape[1] - 1, len(offsets)
     vertices = np.zeros((neighbours.shape[1] + 1, 1), dtype=np.float32)
-    kernels.splat(d, 1)(vertices, offsets, weights, 0, np.ones((1, n_pixels), dtype=np.float32))
+    kernels.splat(d, 1)(vertices, offsets, weights, np.ones((1, n_pixels), dtype=np.float32))
     out = np.zeros((1, n_pixels), dtype=np.float32)
-    kernels.gather(d, 1)(blurred(vertices, np.zeros_like(vertices), neighbours)[0], offsets, weights, 0, out)
+    kernels.gather(d, 1)(blurred(vertices, np.zeros_like(vertices), neighbours), offsets, weights, out)
     total: Array = out[0]
     return total
 

@@ -2,7 +2,7 @@
 
 The compiler's own vectoriser does not find these vectors behind gathered indices: with plain loops, splat and slice
 took 3 to 7 times as long. `dimension` and `width` must be constants of the calling kernel. Arrays are C-contiguous:
-vertices (M + 1, width) float32, offsets (N, dimension + 1) uint32, weights like offsets but float32, values (width, P)
+vertices (M + 1, width) float32, offsets (N, dimension + 1) uint32, weights like offsets but float32, values (width, N)
 float32, neighbours (M, 2) uint32.
 """
 
@@ -19,42 +19,42 @@ INT, LANE, FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def slice_row(
-    _: Any, dimension: Any, width: Any, vertices: Any, offsets: Any, weights: Any, pixel: Any, values: Any, p: Any
+    _: Any, dimension: Any, width: Any, vertices: Any, offsets: Any, weights: Any, values: Any, pixel: Any
 ) -> Any:
-    """values[:, p] += sum_r weights[pixel, r] * vertices[offsets[pixel, r]]"""
+    """values[:, pixel] += sum_r weights[pixel, r] * vertices[offsets[pixel, r]]"""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vertex_rows, offset, weight, columns = _arrays(context, builder, signature, arguments, (2, 3, 4, 6))
-        first = builder.mul(arguments[5], INT(dimension.literal_value + 1))
+        vertex_rows, offset, weight, columns = _arrays(context, builder, signature, arguments, (2, 3, 4, 5))
+        first = builder.mul(arguments[6], INT(dimension.literal_value + 1))
         row = Row(builder, width.literal_value)
-        total = row.column(columns, arguments[7])
+        total = row.column(columns, arguments[6])
         for r in range(dimension.literal_value + 1):
             at = builder.add(first, INT(r))
             total = row.add_product(total, weight.at(at), row.load(vertex_rows, offset.at(at)))
-        row.store_column(total, columns, arguments[7])
+        row.store_column(total, columns, arguments[6])
         return context.get_dummy_value()
 
-    return types.void(dimension, width, vertices, offsets, weights, pixel, values, p), codegen
+    return types.void(dimension, width, vertices, offsets, weights, values, pixel), codegen
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def splat_row(
-    _: Any, dimension: Any, width: Any, vertices: Any, offsets: Any, weights: Any, pixel: Any, values: Any, p: Any
+    _: Any, dimension: Any, width: Any, vertices: Any, offsets: Any, weights: Any, values: Any, pixel: Any
 ) -> Any:
-    """vertices[offsets[pixel, r]] += weights[pixel, r] * values[:, p] for every r"""
+    """vertices[offsets[pixel, r]] += weights[pixel, r] * values[:, pixel] for every r"""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vertex_rows, offset, weight, columns = _arrays(context, builder, signature, arguments, (2, 3, 4, 6))
-        first = builder.mul(arguments[5], INT(dimension.literal_value + 1))
+        vertex_rows, offset, weight, columns = _arrays(context, builder, signature, arguments, (2, 3, 4, 5))
+        first = builder.mul(arguments[6], INT(dimension.literal_value + 1))
         row = Row(builder, width.literal_value)
-        value = row.column(columns, arguments[7])
+        value = row.column(columns, arguments[6])
         for r in range(dimension.literal_value + 1):
             at = builder.add(first, INT(r))
             vertex = offset.at(at)
             row.store(row.add_product(row.load(vertex_rows, vertex), weight.at(at), value), vertex_rows, vertex)
         return context.get_dummy_value()
 
-    return types.void(dimension, width, vertices, offsets, weights, pixel, values, p), codegen
+    return types.void(dimension, width, vertices, offsets, weights, values, pixel), codegen
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
