@@ -116,7 +116,7 @@ def otsu(pooled: Histogram) -> Threshold:
     variance = (below / n) * (above / n) * gap**2
     best = np.flatnonzero(variance >= variance.max() * (1 - 1e-9))
     t = float(best.mean() + 1) / len(counts)
-    return Threshold(t, "otsu", f"Otsu's method on the strongest CAM, {_seen(pooled)}")
+    return Threshold(t, "otsu", f"Otsu's method on the strongest CAM of {_seen(pooled)}")
 
 
 def area(pooled: Histogram, share: float) -> Threshold:
@@ -136,7 +136,7 @@ def area(pooled: Histogram, share: float) -> Threshold:
     edge = int(np.argmax(above <= share))
     within = (above[edge - 1] - share) / (above[edge - 1] - above[edge])
     t = float(edge - 1 + within) / len(counts)
-    return Threshold(t, "area", f"the strongest CAM is above t on {share:.0%} of the pixels, {_seen(pooled)}")
+    return Threshold(t, "area", f"the strongest CAM is above t on {share:.0%} of the pixels of {_seen(pooled)}")
 
 
 def validation_split(sweep: Sweep, scored: Sequence[int] | None = None) -> Threshold:

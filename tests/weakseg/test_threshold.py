@@ -59,7 +59,7 @@ def test_area_leaves_its_share_above() -> None:
     config = ThresholdConfig("area", area=0.25)
     chosen = choose(config, maxima=lambda: [scores[:20], scores[20:]], sweep=never)
     assert chosen.rule == "area" and 0.1 < chosen.t < 0.7
-    assert "25% of the pixels, 2 training images" in chosen.provenance and "no mask seen" in chosen.provenance
+    assert "25% of the pixels of 2 training images" in chosen.provenance and "no mask seen" in chosen.provenance
     even = Histogram(np.full(10, 7), 1)
     assert [area(even, share).t for share in (0.9, 0.5, 0.25)] == pytest.approx([0.1, 0.5, 0.75])
 
