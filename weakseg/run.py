@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from weakseg import crf
 from weakseg.environment import describe
 from weakseg.errors import UsageError
 from weakseg.files import write_json_atomic
@@ -71,12 +72,21 @@ def run(
     if only is not None:
         _require_inputs(only, folder, keys)
     names = [only] if only is not None else list(keys)
+    _check_crf(recipe, names)
     with _locked(folder):
         write_json_atomic(folder / "config.json", asdict(recipe))
         write_json_atomic(folder / "environment.json", describe(recipe.seed))
         for name in names[names.index(first) :] if first is not None else []:
             shutil.rmtree(folder / name, ignore_errors=True)
         return {name: run_stage(name, recipe, folder, keys[name], progress) for name in names}
+
+
+def _check_crf(recipe: Recipe, names: Sequence[str]) -> None:
+    """What would otherwise fail after the training: a CRF that is not installed, or cannot be."""
+    config = recipe.pseudo_label.crf
+    if config is not None and {"pseudo_label", "evaluate"} & set(names):
+        crf.check_config(config)
+        crf.check_available(config.backend)
 
 
 def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progress) -> dict[str, Any]:

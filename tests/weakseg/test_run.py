@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from weakseg import cli
-from weakseg.errors import DatasetError, TrainingError, UsageError
+from weakseg.errors import ConfigError, DatasetError, TrainingError, UsageError, WeaksegError
 from weakseg.progress import Progress
-from weakseg.recipe import DataConfig, EvaluateConfig, OptimConfig, Recipe, TrainConfig
+from weakseg.recipe import CrfConfig, DataConfig, EvaluateConfig, OptimConfig, PseudoLabelConfig, Recipe, TrainConfig
 from weakseg.run import run
 from weakseg.stages import STAGES, plan, stage_keys
 
@@ -156,6 +156,19 @@ def test_only_needs_its_inputs(recipe, ran, tmp_path):
 def test_an_unknown_stage_lists_the_known(recipe, tmp_path):
     with pytest.raises(UsageError, match="expected a stage of this recipe .train, cam"):
         run(recipe, tmp_path / "run", first="crf", progress=SILENT)
+
+
+def test_a_crf_that_cannot_be_is_known_before_the_training(recipe, ran, tmp_path, monkeypatch):
+    wrong = replace(recipe, pseudo_label=PseudoLabelConfig(crf=CrfConfig(bilateral_sxy=0)))
+    with pytest.raises(ConfigError, match="must be positive"):
+        run(wrong, tmp_path / "run", progress=SILENT)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(WeaksegError, match="needs numba"):
+        run(recipe, tmp_path / "run", progress=SILENT)
+    assert ran == []
+    assert again(ran, recipe, tmp_path / "run", only="train") == ["train"]
+    without = replace(recipe, pseudo_label=PseudoLabelConfig(crf=None))
+    assert "pseudo_label" in again(ran, without, tmp_path / "run")
 
 
 def test_a_missing_dataset_leaves_no_folder(recipe, ran, tmp_path):
