@@ -26,14 +26,18 @@ from numpy.typing import NDArray
 
 from benchmarks.crf_sparse import sparse_marginals
 from benchmarks.line import line
+from training.evaluate import score_split
 from weakseg import crf
 from weakseg.cam import background_from_alpha
 from weakseg.cam_file import read_cam
 from weakseg.datasets import read
+from weakseg.datasets.truth import has_truth
 from weakseg.image import read_image
+from weakseg.progress import Progress
 from weakseg.recipe import CrfConfig, Recipe
 from weakseg.report import recipe_of
-from weakseg.run_folder import cam_path
+from weakseg.run_folder import cam_path, read_json
+from weakseg.threshold import Threshold
 
 N_IMAGES = 100
 ALPHAS = (4.0, 24.0)  # low and high, Ahn & Kwak 2018
@@ -76,11 +80,17 @@ def main(folder: Path) -> None:
     difference = [np.abs(a - b).mean() for a, b in results]
     line("crf.marginal_difference", float(np.mean(difference)), unit="probability", cost=True, goal=5e-3)
 
-    half = replace(ours, resolution="half")
-    seconds = took_turns(few, partial(refined, config=half), partial(refined, config=ours), keep=(halves := []))
-    line("crf.half_resolution", seconds[0] / len(few), seconds[1] / len(few), unit="s", cost=True)
-    agreement = [np.mean(a.argmax(axis=1) == b.argmax(axis=1)) for a, b in halves]
-    line("crf.half_agreement", float(np.mean(agreement)), unit="share of pixels")
+    quicker = {"half_resolution": replace(ours, resolution="half"), "early_stop": replace(ours, early_stop=True)}
+    for name, config in quicker.items():
+        results.clear()
+        seconds = took_turns(few, partial(refined, config=config), partial(refined, config=ours), keep=results)
+        line(f"crf.{name}", seconds[0] / len(few), seconds[1] / len(few), unit="s", cost=True)
+        agreement = [np.mean(a.argmax(axis=1) == b.argmax(axis=1)) for a, b in results]
+        line(f"crf.{name}_agreement", float(np.mean(agreement)), unit="share of pixels")
+    if has_truth(recipe.data):
+        whole = miou_of(recipe, folder, ours)
+        for name, config in quicker.items():
+            line(f"crf.{name}_miou", miou_of(recipe, folder, config), whole, unit="mIoU of CAM + CRF")
 
     work = partial(refined, config=ours)
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(2) as two:
@@ -105,6 +115,15 @@ def low_and_high(recipe: Recipe, folder: Path) -> list[Job]:
         sets = np.stack([np.concatenate([background_from_alpha(cam01, alpha)[None], cam01]) for alpha in ALPHAS])
         jobs.append((read_image(sample.image), sets))
     return jobs
+
+
+def miou_of(recipe: Recipe, folder: Path, config: CrfConfig) -> float:
+    """Of the CAMs after this CRF, at the run's threshold, on the scored split."""
+    changed = replace(recipe, pseudo_label=replace(recipe.pseudo_label, crf=config))
+    threshold = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
+    dataset = read(recipe.data, recipe.evaluate.splits[-1])
+    records = score_split(changed, folder, dataset, (), threshold, Progress("silent"))
+    return float(records["cam_crf"]["miou"])
 
 
 def many_labels(image: NDArray[np.uint8], seed: int) -> Job:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -82,6 +84,33 @@ def test_it_is_near_brute_force(seed: int, config: CrfConfig) -> None:
     fast = refine(image, probabilities, config)
     assert np.abs(exact - fast).mean() < 1.2e-2
     assert (exact.argmax(axis=0) == fast.argmax(axis=0)).mean() > 0.98
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 300), (37, 61), (64, 48)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_it_is_the_lattice_of_numba(size: tuple[int, int], config: CrfConfig) -> None:
+    image, probabilities = picture(size)
+    np.testing.assert_allclose(
+        refine(image, probabilities, config), crf.refine(image, probabilities, config), atol=2e-5
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**16),
+    sxy=st.integers(1, 90),
+    srgb=st.integers(2, 40),
+)
+def test_it_is_the_lattice_of_numba_on_noise(size: tuple[int, int], seed: int, sxy: int, srgb: int) -> None:
+    """Whole widths put many features on the very face of a simplex: both must round them to the same side."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    probabilities = rng.random((3, *size), dtype=np.float32)
+    config = CrfConfig(bilateral_sxy=sxy, bilateral_srgb=srgb, iterations=3)
+    np.testing.assert_allclose(
+        refine(image, probabilities, config), crf.refine(image, probabilities, config), atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 300), (37, 61), (64, 48)])

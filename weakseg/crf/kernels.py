@@ -21,9 +21,9 @@ HASH = -7046029254386353131  # odd, bits well mixed: 2^64 / golden ratio, as int
 LOG2_E = np.float32(1.4426950408889634)
 
 
-def _jit(function: Callable[..., Any]) -> Any:
+def _jit(function: Callable[..., Any], fastmath: bool = True) -> Any:
     """Compiled on the first call; kept on disk where there is a folder to write to, else in this process only."""
-    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # no folder for the cache: a read-only file system and no NUMBA_CACHE_DIR
@@ -68,13 +68,16 @@ def _neighbours(keys: Any, n_vertices: Any, steps: Any, table: Any, ids: Any) ->
 
 @cache
 def build(dimension: int) -> Any:
-    """Kernel: (pixels (N, 3) uint8, width, scales (d,), strides (d,), base, limit) to the lattice's arrays.
+    """Kernel: (pixels (N, 3) uint8, width, sigmas (d,), scales (d,), strides (d,), base, limit) to a lattice's arrays.
 
-    See `permutohedral.lattice`, which prepares scales and strides. No vertices at all when there are more than `limit`.
+    See `permutohedral`, which prepares them. No vertices at all when there are more than `limit`.
+
+    Many pixels lie on the very face of a simplex, and the side they round to decides which vertices there are: hence
+    the order of operations of Krähenbühl's code, which then gives the same lattice, and no fast math.
     """
     d1 = dimension + 1
 
-    def kernel(pixels: Any, width: Any, scales: Any, strides: Any, base: Any, limit: Any) -> Any:
+    def kernel(pixels: Any, width: Any, sigmas: Any, scales: Any, strides: Any, base: Any, limit: Any) -> Any:
         n_pixels = pixels.shape[0]
         offsets = np.empty((n_pixels, d1), np.uint32)
         weights = np.empty((n_pixels, d1), np.float32)
@@ -86,13 +89,13 @@ def build(dimension: int) -> Any:
         keys = np.empty(n_slots // 2, np.int64)
         n_vertices = 0
 
-        # Residuals and remainder points are kept in units of d + 1, the distance of remainder-0 points on an axis.
         residual = np.empty((d1, CHUNK), np.float32)
         remainder = np.empty((d1, CHUNK), np.float32)
         rank = np.empty((d1, CHUNK), np.int32)
         place = np.zeros((dimension, CHUNK), np.float32)
         above = np.empty(CHUNK, np.float32)
         excess = np.empty(CHUNK, np.int32)
+        step, per_step = np.float32(d1), np.float32(1) / np.float32(d1)  # between remainder-0 points on an axis
         by_rank = np.empty(d1, np.float32)
         step_by_rank = np.empty(d1, np.int64)
         steps = np.zeros(d1, np.int64)  # the last coordinate follows from the others: it has no digit in the key
@@ -120,7 +123,7 @@ def build(dimension: int) -> Any:
                 excess[p] = 0
             for j in range(dimension, 0, -1):
                 for p in range(CHUNK):
-                    scaled = place[j - 1, p] * scales[j - 1]
+                    scaled = place[j - 1, p] / sigmas[j - 1] * scales[j - 1]
                     residual[j, p] = above[p] - np.float32(j) * scaled
                     above[p] += scaled
             for p in range(CHUNK):
@@ -129,10 +132,11 @@ def build(dimension: int) -> Any:
             # The nearest remainder-0 point by rounding; ranks order the residuals, the largest first.
             for j in range(d1):
                 for p in range(CHUNK):
-                    nearest = np.floor(residual[j, p] + np.float32(0.5))
-                    excess[p] += np.int32(nearest)
-                    remainder[j, p] = nearest
-                    residual[j, p] -= nearest
+                    below = np.floor(residual[j, p] * per_step)
+                    nearer = np.float32(below * step + step - residual[j, p] < residual[j, p] - below * step)
+                    remainder[j, p] = below + nearer
+                    excess[p] += np.int32(remainder[j, p])
+                    residual[j, p] -= remainder[j, p] * step
                     rank[j, p] = 0
             for i in range(dimension):
                 for j in range(i + 1, d1):
@@ -147,12 +151,12 @@ def build(dimension: int) -> Any:
                     turn = np.int32(moved < 0) - np.int32(moved > dimension)
                     rank[j, p] = moved + d1 * turn
                     remainder[j, p] += np.float32(turn)
-                    residual[j, p] -= np.float32(turn)
+                    residual[j, p] -= np.float32(turn) * step
 
             for p in range(n):
                 key = base
                 for j in range(d1):
-                    by_rank[rank[j, p]] = residual[j, p]
+                    by_rank[rank[j, p]] = residual[j, p] * per_step
                     step_by_rank[rank[j, p]] = steps[j]
                     key += np.int64(remainder[j, p]) * steps[j]
                 for r in range(d1):  # the simplex: from the remainder-0 point one coordinate less at a time
@@ -180,7 +184,7 @@ def build(dimension: int) -> Any:
             return offsets, weights, np.empty((d1, 0, 2), np.uint32)
         return offsets, weights, _neighbours(keys, n_vertices, steps - one_up, table, ids)
 
-    return _jit(kernel)
+    return _jit(kernel, fastmath=False)
 
 
 @cache
@@ -275,3 +279,32 @@ def softmax(logits: Any, background: Any) -> None:
                 other = logits[c][start : start + n]
                 for p in range(n):
                     other[p] *= total[p]
+
+
+@_jit
+def relabel(q: Any, background: Any, labels: Any) -> Any:
+    """Write the most likely label of each pixel to labels (S, N), 0 = background; returns how many changed.
+
+    Labels are float32 as well: lanes of one width are what makes vectors.
+    """
+    n_sets, n_pixels = background.shape
+    n_others = q.shape[0] // n_sets
+    n_changed = np.int32(0)
+    best, best_label = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    for s in range(n_sets):
+        for start in range(0, n_pixels, CHUNK):
+            n = min(CHUNK, n_pixels - start)
+            first = background[s][start : start + n]
+            before = labels[s][start : start + n]
+            for p in range(n):
+                best[p] = first[p]
+                best_label[p] = 0
+            for c in range(n_others):
+                other = q[s * n_others + c][start : start + n]
+                for p in range(n):
+                    best_label[p] = np.float32(c + 1) if other[p] > best[p] else best_label[p]
+                    best[p] = max(best[p], other[p])
+            for p in range(n):
+                n_changed += np.int32(best_label[p] != before[p])
+                before[p] = best_label[p]
+    return n_changed

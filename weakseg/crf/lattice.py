@@ -41,17 +41,17 @@ def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: Crf
     background += sum((f.mass for f in filters), start=np.zeros(n_pixels, dtype=np.float32))
     messages = np.empty_like(q)
     buffers = [np.empty((2, (f.n_vertices + 1) * WIDTHS[-1]), dtype=np.float32) for f in filters]
-    labels: NDArray[np.intp] | None = None
+    labels = np.zeros((n_sets, n_pixels), dtype=np.float32)
+    if config.early_stop:
+        kernels.relabel(q[:n_values], q_background, labels)
     for _ in range(config.iterations):
         messages[:], q_background[:] = logits, background
         for f, buffer in zip(filters, buffers, strict=True):
             _add_filtered(f, q, messages, buffer)
         q, messages = messages, q
         kernels.softmax(q[:n_values], q_background)
-        if config.early_stop:
-            before, labels = labels, _joined(q[:n_values], q_background).argmax(axis=1)
-            if before is not None and np.array_equal(before, labels):
-                break
+        if config.early_stop and not kernels.relabel(q[:n_values], q_background, labels):
+            break
     return _joined(q[:n_values], q_background).reshape(probabilities.shape)
 
 

@@ -68,13 +68,14 @@ _kept_gaussian = lru_cache(maxsize=8)(_gaussian)
 def _filter(pixels: NDArray[np.uint8], width: int, sigmas: tuple[float, ...], weight: float) -> Filter:
     """The lattice of the pixels' features, normalised."""
     d, n_pixels = len(sigmas), len(pixels)
-    # Scaled so that one step of the blur has the standard deviation 1, in units of d + 1.
-    scales = [math.sqrt(2 / 3 / ((i + 1) * (i + 2))) / sigma for i, sigma in enumerate(sigmas)]
+    # So that splat, blur and slice together have the standard deviation 1 along each feature.
+    scales = [float(np.float32(math.sqrt(2 / 3) * (d + 1))) / math.sqrt((i + 1) * (i + 2)) for i in range(d)]
     highest = [width - 1, (n_pixels - 1) // width, 255, 255, 255]
-    strides, base = _digits([(d + 1) * scale * top for scale, top in zip(scales, highest, strict=False)])
+    tops = [top / sigma * scale for top, sigma, scale in zip(highest, sigmas, scales, strict=False)]
+    strides, base = _digits(tops)
     limit = MEMORY_LIMIT // bytes_per_vertex(d)
     offsets, weights, neighbours = kernels.build(d)(
-        pixels, width, np.array(scales, dtype=np.float32), strides, base, limit
+        pixels, width, np.float32(sigmas), np.float32(scales), strides, base, limit
     )
     if not neighbours.shape[1]:
         raise too_large(n_pixels)
