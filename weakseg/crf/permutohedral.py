@@ -75,7 +75,7 @@ def _filter(pixels: NDArray[np.uint8], width: int, sigmas: tuple[float, ...], we
     strides, base = _digits(tops)
     limit = MEMORY_LIMIT // bytes_per_vertex(d)
     offsets, weights, neighbours = kernels.build(d)(
-        pixels, width, np.float32(sigmas), np.float32(scales), strides, base, limit
+        pixels, width, np.array(sigmas, np.float32), np.array(scales, np.float32), strides, base, limit
     )
     if not neighbours.shape[1]:
         raise too_large(n_pixels)
