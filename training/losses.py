@@ -37,3 +37,54 @@ def segmentation_cross_entropy(logits: Tensor, labels: Tensor, ignore: int, bala
     objects = ~background & (labels != ignore)
     parts = [loss[mask].mean() for mask in (background, objects) if bool(mask.any())]
     return torch.stack(parts).mean() if parts else loss.sum()
+
+
+def max_norm(maps: Tensor, eps: float = 1e-5) -> Tensor:
+    """ReLU(p - min p - eps) / (max p - min p + eps) of p = ReLU(maps), each map by its own extremes; differentiable.
+
+    Args:
+        maps: (B, K, h, w). Returns: the same shape, in [0, 1); a constant map becomes 0.
+    Source: YudeWang/SEAM tool/visualization.py `max_norm`.
+    """
+    p = maps.relu()
+    low, high = p.amin(dim=(2, 3), keepdim=True), p.amax(dim=(2, 3), keepdim=True)
+    return (p - low - eps).relu() / (high - low + eps)
+
+
+def equivariance(first: Tensor, second: Tensor) -> Tensor:
+    """L_ER = mean |A(cam(x)) - cam(A(x))|, over images, classes and pixels; both sides carry gradient.
+
+    Args:
+        first, second: (B, C, h, w) normalised maps on the same grid, absent classes 0.
+    Source: SEAM, Wang et al. 2020, equation 2.
+    """
+    return (first - second).abs().mean()
+
+
+def cross_regularisation(target: Tensor, refined: Tensor, tops: Tensor) -> Tensor:
+    """One half of L_ECR: mean of the largest tops_i values of |target - refined| of each image, mean over images.
+
+    The selection of hard pixels is called online hard example mining (OHEM) in the paper.
+
+    Args:
+        target: (B, K, h, w), gets no gradient. refined: (B, K, h, w) of the PCM on the same grid.
+        tops: (B,) int64 in 1..K h w, how many values count.
+    Source: SEAM, Wang et al. 2020, equation 5.
+    """
+    values = (target.detach() - refined).abs().flatten(1)
+    largest = values.topk(int(tops.max()), dim=1).values
+    counts = torch.arange(largest.shape[1], device=tops.device) < tops[:, None]
+    return ((largest * counts).sum(dim=1) / tops).mean()
+
+
+def adaptive_min_pooling(maps: Tensor, tags: Tensor, share: float = 0.25) -> Tensor:
+    """Mean of the smallest `share` of each image's strongest present map: some of every image is background.
+
+    Args:
+        maps: (B, C, h, w), the PCM's, before `max_norm`. tags: (B, C) of 0 and 1.
+        share: k = floor(share h w) pixels an image, at least one.
+    Source: YudeWang/SEAM train_SEAM.py `adaptive_min_pooling_loss`; not in the paper.
+    """
+    strongest = (maps * tags[:, :, None, None].to(maps.dtype)).amax(dim=1).flatten(1)
+    k = max(1, int(share * strongest.shape[1]))
+    return strongest.topk(k, dim=1, largest=False).values.relu().mean()

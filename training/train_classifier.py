@@ -33,10 +33,10 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     dataset = read(recipe.data, recipe.data.train)
     method = methods.get(recipe.train.method)
     seed_torch(recipe.seed, 0)
-    model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train.dropout).to(pick_device())
+    model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train).to(pick_device())
     images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
     shown = cam_pictures(dataset, recipe)
-    summary = fit(model, method.losses, images, folder / stage, progress=progress, pictures=shown)
+    summary = fit(model, method.losses_of(recipe.train), images, folder / stage, progress=progress, pictures=shown)
     save_model(
         folder / stage / "classifier.pt",
         model,

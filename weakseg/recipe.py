@@ -60,12 +60,29 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SeamConfig:
+    """SEAM: what the two views of an image must agree on. Weights of 0 leave a loss out."""
+
+    transforms: tuple[Literal["rescale", "flip", "translate", "rotate"], ...] = ("rescale",)
+    rescale: float = 0.3  # sides of the second view
+    translate: float = 0.15  # largest shift, as a share of the side
+    rotate_deg: float = 20.0  # largest turn
+    er: float = 1.0  # maps move with the image
+    ecr: float = 1.0  # refined maps agree with the plain ones of the other view
+    min_pooling: float = 1.0  # some of every image is background
+    hard_share: float = 0.2  # of the values that ECR looks at; 1 = all, no hard example mining
+    pcm_mib: int = 256  # what the pixel correlation matrix may take; beyond that it is computed in columns
+    parity: bool = False  # as the authors' code has it, defects included (docs/training.md)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The classifier."""
 
     method: str = "cam"  # a file of training/methods
     dropout: float = 0.5  # of whole channels, before the head
     optim: OptimConfig = field(default_factory=OptimConfig)
+    seam: SeamConfig = field(default_factory=SeamConfig)  # for method seam
 
 
 @dataclass(frozen=True)

@@ -9,5 +9,5 @@ EXPORTABLE = True
 
 def maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """logits (B, C) and ReLU(cam) (B, C, h, w), raw."""
-    logits, cam = model(images)
-    return logits, cam.relu()
+    out = model(images)
+    return out.logits, out.cam.relu()

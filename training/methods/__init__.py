@@ -1,7 +1,8 @@
 """Training methods: one file is one method, found by its name.
 
-A method has `build(backbone, n_classes, dropout) -> nn.Module` whose forward returns a ClassifierOutput, and
-`losses(model, batch, moment) -> dict[str, Tensor]`, named losses whose sum is minimised.
+A method has `build(backbone, n_classes, config) -> nn.Module` whose forward returns at least `logits` and `cam`, and
+`losses_of(config)`, a function of (model, batch, moment) to named losses whose sum is minimised. Settings of its own
+are the section of TrainConfig that has its name.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from training.data import Batch
-from training.loop import Moment
+from training.loop import Losses
 from training.models.backbone import Backbone
 from weakseg.errors import ConfigError
+from weakseg.recipe import TrainConfig
 
 
 class Method(Protocol):
     """What a file of this folder offers."""
 
-    def build(self, backbone: Backbone, n_classes: int, dropout: float) -> nn.Module: ...
+    def build(self, backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module: ...
 
-    def losses(self, model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]: ...
+    def losses_of(self, config: TrainConfig) -> Losses: ...
 
 
 def names() -> list[str]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.data import Batch
-from training.loop import Moment
+from training.loop import Losses, Moment
 from training.losses import multilabel_soft_margin
 from training.models import CamClassifier
 from training.models.backbone import Backbone
+from weakseg.recipe import TrainConfig
 
 
-def build(backbone: Backbone, n_classes: int, dropout: float) -> nn.Module:
-    return CamClassifier(backbone, n_classes, dropout)
+def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:
+    return CamClassifier(backbone, n_classes, config.dropout)
+
+
+def losses_of(config: TrainConfig) -> Losses:
+    return losses
 
 
 def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import DeepLabV3Plus
+from training.models.seam import SeamClassifier
 from training.models.store import load_model, save_model
 
-__all__ = ["CamClassifier", "DeepLabV3Plus", "build_backbone", "load_model", "save_model"]
+__all__ = ["CamClassifier", "DeepLabV3Plus", "SeamClassifier", "build_backbone", "load_model", "save_model"]

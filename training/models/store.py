@@ -12,12 +12,13 @@ from torch import nn
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import DeepLabV3Plus
+from training.models.seam import SeamClassifier
 from training.models.weights import load_strictly
 from weakseg.errors import WeightsError
 from weakseg.files import write_bytes_atomic
 from weakseg.recipe import BackboneConfig
 
-HEADS = {"classifier": CamClassifier, "segmentation": DeepLabV3Plus}
+CLASSIFIERS = {"seam": SeamClassifier}  # by training method; any other method trains a CamClassifier
 
 
 def save_model(path: Path, model: nn.Module, *, kind: str, classes: tuple[str, ...], method: str) -> None:
@@ -55,6 +56,7 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
         raise WeightsError(f"{path} holds a {content['kind']}, expected a {kind}")
     classes = tuple(content["classes"])
     config = BackboneConfig(**content["backbone"])
-    model = HEADS[kind](build_backbone(config, pretrained=False), len(classes), **content["head"])
+    head = DeepLabV3Plus if kind == "segmentation" else CLASSIFIERS.get(content["method"], CamClassifier)
+    model = head(build_backbone(config, pretrained=False), len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
     return model.eval(), classes

@@ -1,0 +1,88 @@
+"""SEAM: self-supervised equivariant attention mechanism. Wang et al., CVPR 2020.
+
+The same image is seen twice, as it is and transformed. Its maps must move with it (ER), and the maps that the pixel
+correlation module refines in one view must agree with the plain maps of the other (ECR).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from training.data import Batch
+from training.loop import Losses, Moment
+from training.losses import adaptive_min_pooling, cross_regularisation, equivariance, max_norm, multilabel_soft_margin
+from training.models.backbone import Backbone
+from training.models.seam import SeamClassifier, SeamOutput, strongest_only, with_background
+from training.transforms import draw_transform, resized
+from weakseg.recipe import SeamConfig, TrainConfig
+
+MAP_STRIDE = 4  # pixels of the second view per cell of the grid that maps are compared on
+
+
+def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:
+    return SeamClassifier(backbone, n_classes, config.dropout, config.seam.parity, config.seam.pcm_mib)
+
+
+def losses_of(config: TrainConfig) -> Losses:
+    return partial(losses, config=config.seam)
+
+
+def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -> dict[str, Tensor]:
+    """L_cls + w_er L_ER + w_ecr L_ECR + w_min L_min; a term of weight 0 is left out."""
+    tags = batch.tags
+    transform = draw_transform(
+        config.transforms, config.rescale, config.translate, config.rotate_deg, align_corners=config.parity
+    )
+    images = batch.images.float()
+    transformed = transform.image(images)
+    first, second = model(images, tags), model(transformed, tags)
+    size = (-(-transformed.shape[2] // MAP_STRIDE), -(-transformed.shape[3] // MAP_STRIDE))
+    if config.parity:
+        size = (transformed.shape[2], transformed.shape[3])
+        first, second = _at_size(first, images), _at_size(second, transformed)
+
+    classification = [multilabel_soft_margin(output.logits, tags) for output in (first, second)]
+    parts = {"classification": (classification[0] + classification[1]) / 2}
+    if config.min_pooling > 0:
+        pooled = [adaptive_min_pooling(output.refined[:, 1:], tags) for output in (first, second)]
+        parts["min_pooling"] = config.min_pooling * (pooled[0] + pooled[1]) / 2
+
+    valid = transform.valid(size, images)
+    cam_1, cam_2 = transform.maps(_present(first.cam, tags), size), resized(_present(second.cam, tags), size)
+    cam_1, cam_2 = with_background(cam_1) * valid, with_background(cam_2) * valid
+    if config.er > 0:
+        parts["er"] = config.er * equivariance(cam_1[:, 1:], cam_2[:, 1:])
+    if config.ecr > 0:
+        known = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)  # the background is in every image
+        refined_1 = transform.maps(_present(first.refined, known), size) * valid
+        refined_2 = resized(_present(second.refined, known), size, config.parity) * valid
+        tops = hard_counts(tags, size, config)
+        parts["ecr"] = config.ecr * (
+            cross_regularisation(strongest_only(cam_2), refined_1, tops)
+            + cross_regularisation(strongest_only(cam_1), refined_2, tops)
+        )
+    return parts
+
+
+def hard_counts(tags: Tensor, size: tuple[int, int], config: SeamConfig) -> Tensor:
+    """(B,) how many values of each image ECR looks at: a share of those of its present classes and the background.
+
+    In parity of all C + 1 channels: with few classes in an image that is more than are not 0.
+    """
+    channels = 1 + (torch.full_like(tags[:, 0], tags.shape[1]) if config.parity else tags.sum(dim=1))
+    return (channels * size[0] * size[1] * config.hard_share).long().clamp(min=1)
+
+
+def _present(maps: Tensor, tags: Tensor) -> Tensor:
+    """Maps in [0, 1) by their own extremes, absent classes 0."""
+    return max_norm(maps) * tags[:, :, None, None].to(maps.dtype)
+
+
+def _at_size(output: SeamOutput, images: Tensor) -> SeamOutput:
+    """The authors' order: maps are brought to the size of the image before anything else."""
+    size = (images.shape[2], images.shape[3])
+    cam, refined = (resized(maps, size, align_corners=True) for maps in (output.cam, output.refined))
+    return SeamOutput(cam.mean(dim=(2, 3)), cam, refined)
