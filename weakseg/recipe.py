@@ -55,6 +55,9 @@ class OptimConfig:
     new_lr_scale: float = 10.0  # layers that did not come from the weights file
     poly_power: float = 0.9
     warmup_steps: int = 0
+    clip_norm: float | None = None  # gradients of a larger norm are scaled down to it
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # of the arithmetic; weights stay float32. fp16: CUDA
+    compile: bool = False  # torch.compile: a minute at the start, faster steps
     workers: int = 1  # processes that decode and augment; 0 = in the training process
     checkpoint_every_s: float = 60.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from weakseg.datasets.truth import masks_folder
 from weakseg.recipe import Recipe
 
 SCHEMA = 1  # raise it when a stage computes something else from the same recipe: finished stages then run again
-WITHOUT_EFFECT = {"workers", "checkpoint_every_s"}  # of OptimConfig: they change how, not what
+WITHOUT_EFFECT = {"workers", "checkpoint_every_s", "compile", "pcm_mib"}  # fields that change how, not what
+# A field that is added to a recipe is left out of keys while it has the value given here, with which everything is as
+# it was before the field came: what finished then still holds.
+ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
+    "OptimConfig": {"precision": "float32", "clip_norm": None},
+    "ThresholdConfig": {"area": 0.3},
+    "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,13 @@ def _train_split(recipe: Recipe) -> tuple[str, ...]:
     return (recipe.data.train,)
 
 
+def _train_settings(recipe: Recipe) -> Any:
+    """Of the sections of methods only that of the method in use, which has the method's name."""
+    train = recipe.train
+    sections = {name for name, value in vars(train).items() if is_dataclass(value)} - {"optim", train.method}
+    return [recipe.backbone, {name: value for name, value in vars(train).items() if name not in sections}]
+
+
 def _tuned(recipe: Recipe) -> bool:
     return recipe.pseudo_label.threshold.rule == "validation_split"
 
@@ -52,7 +66,7 @@ def _pseudo_label_settings(recipe: Recipe) -> Any:
 
 
 STAGES: Mapping[str, Stage] = {
-    "train": Stage("training.train_classifier", (), lambda r: [r.backbone, r.train], _train_split),
+    "train": Stage("training.train_classifier", (), _train_settings, _train_split),
     "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
     "pseudo_label": Stage("training.pseudo_label", ("cam",), _pseudo_label_settings, truth=_tuned),
     "train_seg": Stage(
@@ -100,7 +114,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
                 "schema": SCHEMA,
                 "stage": name,
                 "seed": recipe.seed,
-                "settings": _plain(stage.settings(recipe)),
+                "settings": effective(stage.settings(recipe)),
                 "weights": weights,
                 "data": [splits[split] for split in stage.data(recipe)],
                 "masks": masks if stage.truth(recipe) else None,
@@ -132,14 +146,16 @@ def _file_hash(name: str | None) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, without what has no effect on results."""
+def effective(value: Any) -> Any:
+    """Settings as plain values: what has no effect on results is left out, and so is what ADDED_LATER says."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        later = ADDED_LATER.get(type(value).__name__, {})
+        settings = {field.name: getattr(value, field.name) for field in fields(value)}
+        return effective({k: v for k, v in settings.items() if k not in later or v != later[k]})
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
+        return {key: effective(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [effective(item) for item in value]
     return value
 
 
