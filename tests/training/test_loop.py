@@ -24,7 +24,7 @@ from training.optim import build_optimizer, parameter_groups, poly_factor, set_l
 from weakseg.datasets import read
 from weakseg.errors import ConfigError, TrainingError
 from weakseg.progress import Progress
-from weakseg.recipe import BackboneConfig, OptimConfig, Recipe
+from weakseg.recipe import BackboneConfig, OptimConfig, Recipe, TrainConfig
 
 SILENT = Progress("silent")
 
@@ -109,7 +109,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_weights(
                              checkpoint_every_s=0.0)
         dataset = read(DataConfig(root={str(squares)!r}, tags="imagesets"), "train")
         torch.manual_seed(0)
-        model = cam.build(build_backbone(BackboneConfig(freeze_stages=0)), 3, 0.5)
+        model = cam.build(build_backbone(BackboneConfig(freeze_stages=0)), 3, TrainConfig())
         pause = float(sys.argv[2])
         def losses(model, batch, moment):
             time.sleep(pause)
