@@ -104,7 +104,7 @@ def test_a_process_killed_with_sigkill_resumes_to_the_same_weights(
         from training.models import build_backbone
         from weakseg.datasets import read
         from weakseg.progress import Progress
-        from weakseg.recipe import BackboneConfig, DataConfig, OptimConfig
+        from weakseg.recipe import BackboneConfig, DataConfig, OptimConfig, TrainConfig
         config = OptimConfig(epochs=3, batch_size=4, crop_px=32, long_side_px=(32, 48), workers=1, lr=0.01,
                              checkpoint_every_s=0.0)
         dataset = read(DataConfig(root={str(squares)!r}, tags="imagesets"), "train")
