@@ -12,6 +12,7 @@ from torch import nn
 from export.onnx_from_torch import onnx_from_graphs
 from training.cams import cam as cam_method
 from training.graphs import ClassifierGraph, SegmentationGraph
+from training.models.classifier import ClassifierOutput
 
 SCALES = (0.5, 1.0, 1.5)
 
@@ -44,9 +45,9 @@ class Classifier(nn.Module):
         self.backbone = Stem()
         self.head = nn.Conv2d(8, 3, 1, bias=False)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> ClassifierOutput:
         cam = self.head(self.backbone(images)[1])
-        return cam.mean(dim=(2, 3)), cam
+        return ClassifierOutput(cam.mean(dim=(2, 3)), cam)
 
 
 class Segmenter(nn.Module):

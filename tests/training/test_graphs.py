@@ -11,6 +11,7 @@ from training import cams
 from training.cams import cam as cam_method
 from training.graphs import ClassifierGraph, SegmentationGraph, canvas_images
 from training.models import CamClassifier, DeepLabV3Plus, build_backbone
+from training.models.classifier import ClassifierOutput
 from weakseg.cam import upsample
 from weakseg.errors import ConfigError
 from weakseg.recipe import BackboneConfig
@@ -24,9 +25,9 @@ class Blocks(nn.Module):
         self.backbone = nn.Module()
         self.backbone.register_buffer("mean", torch.tensor([10.0, 20.0, 30.0]).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> ClassifierOutput:
         cam = nn.functional.avg_pool2d(images[:, :1], 16)
-        return cam.mean((2, 3)), cam
+        return ClassifierOutput(cam.mean((2, 3)), cam)
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5, 2.0), (0.75, 1.25)])

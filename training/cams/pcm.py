@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.models.seam import SeamClassifier
 from weakseg.errors import ConfigError
 
 EXPORTABLE = True
@@ -12,7 +11,7 @@ EXPORTABLE = True
 
 def maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """logits (B, C) and refined maps (B, C, h, w) in [0, 1], each class by itself."""
-    if not isinstance(model, SeamClassifier):
-        raise ConfigError("cam method pcm needs a classifier of train method seam: train one, or use cam method cam")
     out = model(images)
+    if not hasattr(out, "refined"):
+        raise ConfigError("cam method pcm needs a classifier of train method seam: train one, or use cam method cam")
     return out.logits, out.refined[:, 1:]
