@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from training.augment import augment
 from training.randomness import epoch_order, sample_rng
 from weakseg.datasets.sample import Dataset, Sample
-from weakseg.errors import DatasetError, WeaksegError
+from weakseg.errors import ConfigError, DatasetError, WeaksegError
 from weakseg.image import read_image
 from weakseg.recipe import OptimConfig
 
@@ -71,11 +71,27 @@ class TrainingImages(TorchDataset[tuple[Tensor, Tensor, Tensor | None, str]]):
 
 
 class Batches:
-    """(epoch, index) keys of every batch from step `start`. An epoch drops its last, incomplete batch."""
+    """(epoch, index) keys of every batch from step `start`. An epoch drops its last, incomplete batch.
 
-    def __init__(self, n: int, config: OptimConfig, seed: int, start: int = 0) -> None:
+    Of several processes each gets its share of every batch, in order.
+
+    Raises:
+        ConfigError: the shares would not be equal.
+    """
+
+    def __init__(
+        self, n: int, config: OptimConfig, seed: int, start: int = 0, process: int = 0, n_processes: int = 1
+    ) -> None:
         self.n, self.config, self.seed, self.start = n, config, seed, start
         self.per_epoch = max(1, n // config.batch_size)
+        size = min(config.batch_size, n)
+        if size % n_processes:
+            raise ConfigError(
+                f"a batch is shared equally: expected optim.batch_size to be a multiple of the {n_processes} "
+                f"processes, got {size}" + (" images in all" if size < config.batch_size else "")
+            )
+        self.share = size // n_processes
+        self.first = process * self.share
 
     def __len__(self) -> int:
         return self.per_epoch * self.config.epochs - self.start
@@ -84,9 +100,8 @@ class Batches:
         for step in range(self.start, self.per_epoch * self.config.epochs):
             epoch, batch = divmod(step, self.per_epoch)
             order = epoch_order(self.seed, epoch, self.n)
-            first = batch * self.config.batch_size
-            chosen = (order[i % self.n] for i in range(first, first + min(self.config.batch_size, self.n)))
-            yield [(epoch, index) for index in chosen]
+            first = batch * self.config.batch_size + self.first
+            yield [(epoch, index) for index in order[first : first + self.share]]
 
 
 def collate(items: list[tuple[Tensor, Tensor, Tensor | None, str]]) -> Batch:

@@ -6,40 +6,25 @@ a run killed at any moment continues from its last checkpoint to the same weight
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
+from training import distributed
+from training.checkpoint import Checkpoint
 from training.data import Batch, Batches, TrainingImages, batches_of, loader
+from training.metrics_log import MetricsLog
 from training.optim import build_optimizer, set_learning_rate
+from training.precision import Precision
 from training.randomness import seed_torch
-from weakseg.errors import TrainingError
-from weakseg.files import write_bytes_atomic
+from training.step import Losses, Moment, Step
 from weakseg.progress import Progress
-from weakseg.stages import WITHOUT_EFFECT
+from weakseg.stages import effective
 
-LOG_EVERY = 10  # steps
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where the training stands; losses may depend on it (ramps). done is in [0, 1)."""
-
-    step: int
-    epoch: int
-    done: float
-
-
-Losses = Callable[[nn.Module, Batch, Moment], dict[str, Tensor]]
 Pictures = Callable[[nn.Module], dict[str, Tensor]]  # name -> (3, H, W) in [0, 1], shown in TensorBoard every epoch
 
 
@@ -55,62 +40,54 @@ def fit(
     """Train `model` in place; the sum of the named losses is minimised.
 
     Writes checkpoint.pt, metrics.jsonl and tensorboard/ under `folder`; continues from the checkpoint if there is one.
+    Of several processes (training/distributed.py) the first alone writes.
+
     Returns: summary with n_images (seen in all), steps, final losses.
     Raises:
-        TrainingError: a loss is not finite; names the batch. The last good checkpoint stays.
+        TrainingError: a loss or the gradient is not finite; names the batch. The last good checkpoint stays.
+        ConfigError: settings that cannot be trained with here.
     """
-    config, seed = images.config, images.seed
+    config, seed, rank = images.config, images.seed, distributed.rank()
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, config)
-    batches = Batches(len(images), config, seed)
+    distributed.prepare(model, progress)
+    step = Step(model, losses, build_optimizer(model, config), Precision(config.precision, device), config)
+    batches = Batches(len(images), config, seed, process=rank, n_processes=distributed.size())
     total = len(batches)
-    settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
-    state = _Checkpoint(folder, fingerprint={"optim": settings, "seed": seed, "n": len(images)})
-    start = batches.start = state.load(model, optimizer)
-    log = _Log(folder, start)
+    state = Checkpoint(
+        folder,
+        {"model": model, "optimizer": step.optimizer, "scaler": step.precision.scaler},
+        fingerprint={"optim": effective(config), "seed": seed, "n": len(images)},
+    )
+    start = batches.start = state.load()
+    log = MetricsLog(folder, start) if rank == 0 else None
     saved_at = time.monotonic()
     model.train()
     with progress.task(
         "train", total=total * config.batch_size, unit="images", initial=start * config.batch_size
     ) as bar:
-        for step, batch in enumerate(batches_of(loader(images, batches)), start):
-            seed_torch(seed, step)
-            lr = set_learning_rate(optimizer, config, step, total)
-            moment = Moment(step, step // batches.per_epoch, step / total)
-            values = _step(model, losses, _to(batch, device), moment, optimizer, config.accumulate)
-            bar.update(len(batch.ids), loss=values["loss"])
-            log.add(moment, values, lr, len(batch.ids))
-            epoch_ends = (step + 1) % batches.per_epoch == 0
+        for n, batch in enumerate(batches_of(loader(images, batches)), start):
+            seed_torch(seed, n, rank)
+            lr = set_learning_rate(step.optimizer, config, n, total)
+            moment = Moment(n, n // batches.per_epoch, n / total)
+            values = step(_to(batch, device), moment)
+            if log is None:
+                continue
+            n_images = len(batch.ids) * distributed.size()
+            bar.update(n_images, loss=values["loss"])
+            log.add(n, moment.epoch, values, lr, n_images)
+            epoch_ends = (n + 1) % batches.per_epoch == 0
             if epoch_ends and pictures is not None:
-                log.pictures(pictures(model), step)
-            if time.monotonic() - saved_at >= config.checkpoint_every_s and (step + 1) % config.accumulate == 0:
-                state.save(model, optimizer, step + 1)
+                log.pictures(pictures(model), n)
+            if time.monotonic() - saved_at >= config.checkpoint_every_s and (n + 1) % config.accumulate == 0:
+                state.save(n + 1)
                 saved_at = time.monotonic()
-    log.close()
-    state.save(model, optimizer, total)
     model.eval()
+    if log is None:
+        return {}
+    log.close()
+    state.save(total)
     return {"n_images": (total - start) * config.batch_size, "steps": total, **log.last}
-
-
-def _step(
-    model: nn.Module, losses: Losses, batch: Batch, moment: Moment, optimizer: torch.optim.Optimizer, accumulate: int
-) -> dict[str, float]:
-    """Forward, backward, and an optimiser step at every `accumulate`-th batch. Returns the losses as floats."""
-    parts = losses(model, batch, moment)
-    loss = torch.stack(list(parts.values())).sum()
-    values = {"loss": loss.item()} | {f"loss/{name}": value.item() for name, value in parts.items()}
-    if not math.isfinite(values["loss"]):
-        named = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise TrainingError(
-            f"loss is not finite at step {moment.step} ({named}); images: {', '.join(batch.ids)}. "
-            "The last checkpoint is kept: lower the learning rate or look at these images"
-        )
-    (loss / accumulate).backward()
-    if (moment.step + 1) % accumulate == 0:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return values
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
@@ -118,67 +95,3 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return Batch(
         batch.images.to(device, non_blocking=True), batch.tags.to(device, non_blocking=True), labels, batch.ids
     )
-
-
-class _Checkpoint:
-    """Model, optimiser and step in one file, tied to the settings that it was made with."""
-
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self.path = folder / "checkpoint.pt"
-        self.fingerprint = json.dumps(fingerprint, sort_keys=True)
-
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        buffer = io.BytesIO()
-        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-        torch.save(content | {"fingerprint": self.fingerprint}, buffer)
-        write_bytes_atomic(self.path, buffer.getvalue())
-
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """The step to go on from: 0 without a checkpoint, or when it belongs to other settings."""
-        if not self.path.is_file():
-            return 0
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
-        if content["fingerprint"] != self.fingerprint:
-            return 0
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
-        return int(content["step"])
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard, means over LOG_EVERY steps; lines past the resumed step are dropped."""
-
-    def __init__(self, folder: Path, start: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        self._truncate(start)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self.pending: list[dict[str, float]] = []
-        self.n_images, self.since = 0, time.monotonic()
-        self.last: dict[str, float] = {}
-
-    def _truncate(self, start: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.is_file() and start > 0 else []
-        kept = [line for line in lines if json.loads(line)["step"] < start]
-        write_bytes_atomic(self.path, "".join(line + "\n" for line in kept).encode())
-
-    def add(self, moment: Moment, values: dict[str, float], lr: float, n_images: int) -> None:
-        self.pending.append(values)
-        self.n_images += n_images
-        if (moment.step + 1) % LOG_EVERY:
-            return
-        self.last = {key: sum(v[key] for v in self.pending) / len(self.pending) for key in values}
-        seconds = time.monotonic() - self.since
-        row = {"step": moment.step, "epoch": moment.epoch, "seconds": seconds, "images_per_s": self.n_images / seconds}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row | {"lr": lr} | self.last) + "\n")
-        for key, value in (self.last | {"lr": lr, "images_per_s": row["images_per_s"]}).items():
-            self.board.add_scalar(key, value, moment.step)
-        self.pending, self.n_images, self.since = [], 0, time.monotonic()
-
-    def pictures(self, pictures: dict[str, Tensor], step: int) -> None:
-        for name, picture in pictures.items():
-            self.board.add_image(name, picture, step)
-
-    def close(self) -> None:
-        self.board.close()

@@ -18,6 +18,6 @@ def epoch_order(seed: int, epoch: int, n: int) -> list[int]:
     return [int(i) for i in np.random.default_rng([seed, epoch, 0xE90C]).permutation(n)]
 
 
-def seed_torch(seed: int, step: int) -> None:
-    """Dropout and the like: torch's generator as a function of (seed, step)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1)
+def seed_torch(seed: int, step: int, process: int = 0) -> None:
+    """Dropout and the like: torch's generator as a function of (seed, step, process)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0]) >> 1)
