@@ -1,9 +1,12 @@
-"""Stage `evaluate`: every step of a run against the sealed truth. A figure names its split, tags and threshold rule."""
+"""Stage `evaluate`: every step of a run against the sealed truth. A figure names its split, tags and threshold rule.
+
+What needs no truth is made without it as well: predictions, and what each refiner changed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,10 @@ from weakseg.parallel import map_processes
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import Recipe
+from weakseg.refinement import REFINERS, Change, refiner_record
 from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
 from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
-from weakseg.threshold import Threshold
+from weakseg.threshold import Threshold, drawn
 
 CHUNK = 16  # images per task of a worker: one summed result travels back for all of them
 
@@ -49,9 +53,28 @@ class Tally:
         self.boundary.counts += other.boundary.counts
 
 
+@dataclass
+class Counts:
+    """Everything that is counted over some images: tallies by `what`, changes by refiner."""
+
+    sweep: Sweep
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    n_images: int = 0
+
+    def merge(self, other: Counts, task: Task) -> None:
+        self.sweep.histogram += other.sweep.histogram
+        self.sweep.n_images += other.sweep.n_images
+        self.n_images += other.n_images
+        for what, tally in other.tallies.items():
+            self.tallies.setdefault(what, task.tally()).merge(tally)
+        for name, change in other.changes.items():
+            self.changes.setdefault(name, Change(task.n_classes)).merge(change)
+
+
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to score images of one split."""
+    """What a worker needs to count over images of one split. truth: None = only what needs none."""
 
     recipe: Recipe
     folder: Path
@@ -59,7 +82,7 @@ class Task:
     n_classes: int
     scored: list[int] | None
     t: float
-    truth: Truth
+    truth: Truth | None
     segmentations: tuple[str, ...] = field(default=())
 
     def tally(self) -> Tally:
@@ -69,71 +92,96 @@ class Task:
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
     """Writes evaluate/<what>-<split>.json and predictions under evaluate/<network>/<split>/.
 
-    Without true masks (a user's own photographs) nothing is scored; predictions are still made.
+    Without true masks (a user's own photographs) nothing is scored; the rest is still made.
     """
-    n_images, headline = 0, {}
+    n_images, headline, warnings = 0, {}, []
     threshold = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
     for split in recipe.evaluate.splits:
         dataset = read(recipe.data, split)
         networks = _predict(recipe, folder, dataset, progress) if split != recipe.data.train else ()
         n_images += len(dataset)
-        if not has_truth(recipe.data):
-            continue
-        records = score_split(recipe, folder, dataset, networks, threshold, progress)
-        for what, record in records.items():
-            write_json_atomic(folder / stage / f"{what}-{split}.json", record)
-            headline[f"{what}-{split}"] = record["miou"]
-    return {"n_images": n_images, "miou": headline}
+        for name, record in score_split(recipe, folder, dataset, networks, threshold, progress).items():
+            write_json_atomic(folder / stage / f"{name}-{split}.json", record)
+            if record["what"] != "refiner":
+                headline[f"{name}-{split}"] = record["miou"]
+            elif record["warning"]:
+                warnings.append(record["warning"])
+    for text in warnings:
+        progress.say(f"warning: {text}")
+    return {"n_images": n_images, "miou": headline, "warnings": warnings}
 
 
 def score_split(
     recipe: Recipe, folder: Path, dataset: Dataset, networks: Sequence[str], threshold: Threshold, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """{what: record} of one split; the record's form is in docs/architecture.md."""
-    truth = open_truth(recipe.data, dataset.split, opener="scorer")
+    """{name: record} of one split, in the form of docs/architecture.md; those of refiners are named refiner-<name>.
+
+    Where no image has a true mask there are only those of refiners, from a fixed draw of the images with tags.
+    """
+    truth = open_truth(recipe.data, dataset.split, opener="scorer") if has_truth(recipe.data) else None
     scored = scored_indices(recipe, dataset.classes)
-    n_classes = len(dataset.classes)
-    task = Task(recipe, folder, dataset.split, n_classes, scored, threshold.t, truth, tuple(networks))
-    chunks = [dataset.samples[i : i + CHUNK] for i in range(0, len(dataset), CHUNK)]
-    tallies: dict[str, Tally] = {}
-    sweep = Sweep(n_classes)
-    with progress.task(f"score {dataset.split}", total=len(dataset)) as bar:
-        for part, histogram, n in map_processes(partial(_score_chunk, task=task), chunks, usable_cpus()):
-            sweep.histogram += histogram
-            sweep.n_images += n
-            for what, tally in part.items():
-                tallies.setdefault(what, task.tally()).merge(tally)
-            bar.update(n)
-    return {what: _record(what, tally, sweep, task, dataset, threshold) for what, tally in tallies.items()}
+    task = Task(recipe, folder, dataset.split, len(dataset.classes), scored, threshold.t, truth, tuple(networks))
+    counts = Counts(Sweep(task.n_classes)) if truth is None else _count(dataset.samples, task, progress)
+    if not counts.tallies:
+        counts = _count(drawn([sample for sample in dataset if sample.tags]), replace(task, truth=None), progress)
+    records = {
+        what: _record(what, tally, counts.sweep, task, dataset, threshold) for what, tally in counts.tallies.items()
+    }
+    miou = {what: record["miou"] for what, record in records.items()}
+    for refiner in REFINERS:
+        if refiner.name in counts.changes:
+            change = counts.changes[refiner.name]
+            records[f"refiner-{refiner.name}"] = refiner_record(refiner, dataset.split, change, dataset.classes, miou)
+    return records
 
 
-def _score_chunk(samples: tuple[Sample, ...], *, task: Task) -> tuple[dict[str, Tally], NDArray[np.int64], int]:
-    tallies: dict[str, Tally] = {}
-    sweep = Sweep(task.n_classes)
+def _count(samples: Sequence[Sample], task: Task, progress: Progress) -> Counts:
+    chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+    counts = Counts(Sweep(task.n_classes))
+    doing = "compare" if task.truth is None else "score"
+    with progress.task(f"{doing} {task.split}", total=len(samples)) as bar:
+        for part in map_processes(partial(_count_chunk, task=task), chunks, usable_cpus()):
+            counts.merge(part, task)
+            bar.update(part.n_images)
+    return counts
+
+
+def _count_chunk(samples: Sequence[Sample], *, task: Task) -> Counts:
+    counts = Counts(Sweep(task.n_classes), n_images=len(samples))
     for sample in samples:
-        if not task.truth.has(sample.id):
+        if task.truth is not None and not task.truth.has(sample.id):
             continue
-        truth = task.truth.mask(sample.id)
-        for what, labels in _label_maps(sample, truth, sweep, task):
-            if labels.shape != truth.shape:
-                raise DatasetError(
-                    f"{what} of {sample.id} is {labels.shape}, its true mask {truth.shape} (height, width): "
-                    "run `weakseg data check`"
-                )
-            tallies.setdefault(what, task.tally()).add(truth, labels)
-    return tallies, sweep.histogram, len(samples)
+        cam = read_cam(cam_path(task.folder, task.split, sample.id))
+        cam01 = cam.cam01(task.recipe.cam.normalisation)
+        maps = dict(_label_maps(sample, cam01, cam.classes, task))
+        if task.truth is not None:
+            truth = task.truth.mask(sample.id)
+            counts.sweep.add(truth, cam01, cam.classes)
+            for what, labels in maps.items():
+                if labels.shape != truth.shape:
+                    raise DatasetError(
+                        f"{what} of {sample.id} is {labels.shape}, its true mask {truth.shape} (height, width): "
+                        "run `weakseg data check`"
+                    )
+                counts.tallies.setdefault(what, task.tally()).add(truth, labels)
+        for refiner in REFINERS:
+            if refiner.after in maps:
+                change = counts.changes.setdefault(refiner.name, Change(task.n_classes))
+                change.add(maps[refiner.before], maps[refiner.after], sample.tags)
+    return counts
 
 
-def _label_maps(sample: Sample, truth: NDArray[Any], sweep: Sweep, task: Task) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every label map that the run has of this image; the CAMs also go into the sweep."""
+def _label_maps(
+    sample: Sample, cam01: NDArray[np.float32], classes: NDArray[Any], task: Task
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every label map that the run has of this image; without truth, those that a refiner reads or makes."""
     config = task.recipe.pseudo_label
-    cam = read_cam(cam_path(task.folder, task.split, sample.id))
-    cam01 = cam.cam01(task.recipe.cam.normalisation)
-    sweep.add(truth, cam01, cam.classes)
-    yield "cam", labels_from_cam(cam01, cam.classes, task.t, task.n_classes)
+    yield "cam", labels_from_cam(cam01, classes, task.t, task.n_classes)
     if config.crf is not None:
         image = read_image(sample.image)
-        yield "cam_crf", refined_labels(image, cam01, cam.classes, task.n_classes, [task.t], config.crf)[0]
+        yield "cam_crf", refined_labels(image, cam01, classes, task.n_classes, [task.t], config.crf)[0]
+    if task.truth is None:
+        return
     yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id).read_bytes())
     for network in task.segmentations:
         yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())

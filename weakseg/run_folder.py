@@ -43,6 +43,11 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: STEPS.index(record["what"]))
 
 
+def read_refinements(folder: Path) -> list[dict[str, Any]]:
+    """The records of evaluate/refiner-*.json, refiners and splits by name; empty where there are none."""
+    return [read_json(path) for path in sorted((folder / "evaluate").glob("refiner-*.json"))]
+
+
 def read_timings(folder: Path, stages: list[str]) -> dict[str, dict[str, Any]]:
     """{stage: done.json} of the finished stages."""
     return {name: read_json(folder / name / "done.json") for name in stages if (folder / name / "done.json").is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_one_class_no_masks_odd_images_end_to_end(own: Recipe, tmp_path: Path) -
         run(own, folder, stage=stage, progress=SILENT)
     summary = evaluate.run(own, folder, stage="evaluate", progress=SILENT)
     assert summary["miou"] == {}, "nothing to score without masks"
+    (refiner,) = (json.loads(path.read_text()) for path in (folder / "evaluate").glob("*.json"))
+    assert (refiner["what"], refiner["n_images"], refiner["miou"]) == ("refiner", 8, None), "one has no tags"
     sizes = {Path(name).stem: size for name, size in write_odd_images(tmp_path).items()}
     for sample in read(own.data, "val"):
         for path in (f"pseudo_label/val/{sample.id}.png", f"evaluate/segmentation/val/{sample.id}.png"):

@@ -12,14 +12,18 @@ import torch
 
 from training import evaluate, make_cams, pseudo_label, train_classifier, train_segmentation
 from training.methods import cam as cam_method
+from weakseg.cam import labels_from_cam
 from weakseg.cam_file import CamFile, read_cam
 from weakseg.datasets import read
 from weakseg.datasets.truth import open_truth, trusted
 from weakseg.errors import ConfigError, DataError, SealedTruthError, WeightsError
+from weakseg.image import read_image
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
+from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, Recipe, SegConfig, ThresholdConfig
 from weakseg.scoring import Confusion
+from weakseg.threshold import fixed
 
 SILENT = Progress("silent")
 
@@ -58,7 +62,11 @@ def test_the_chain_from_labels_to_scores(recipe: Recipe, trained: dict[str, Path
         assert labels.shape == (48, 64)
         assert set(np.unique(labels)) <= {0, 255, *(c + 1 for c in sample.tags)}
     records = {path.stem: json.loads(path.read_text()) for path in (folder / "evaluate").glob("*.json")}
+    refiner = records.pop("refiner-crf-val")
     assert set(records) == {"cam-val", "cam_crf-val", "pseudo_mask-val", "segmentation-val"}
+    assert refiner["miou"] == {"before": records["cam-val"]["miou"], "after": records["cam_crf-val"]["miou"]}
+    assert refiner["n_images"] == 3, "one of the four has no tags"
+    assert summary["warnings"] == [refiner["warning"]] * bool(refiner["warning"])
     assert summary["miou"] == {name: record["miou"] for name, record in records.items()}
     cam_record = records["cam-val"]
     assert cam_record["tags"] == "given" and cam_record["threshold"]["rule"] == "fixed" and cam_record["n_images"] == 4
@@ -168,11 +176,56 @@ def test_cam_file_round_trip(tmp_path: Path) -> None:
     assert back.cam01().shape == (2, 10, 14) and back.cam01().max() <= 1
 
 
-def test_crf_can_be_left_out(recipe: Recipe, trained: dict[str, Path]) -> None:
+def test_crf_can_be_left_out(recipe: Recipe, trained: dict[str, Path], tmp_path: Path) -> None:
     config = replace(recipe, pseudo_label=PseudoLabelConfig(crf=None))
     dataset = read(recipe.data, "val")
-    from weakseg.threshold import fixed
-
     records = evaluate.score_split(config, trained["run"], dataset, (), fixed(0.3), SILENT)
     assert set(records) == {"cam", "pseudo_mask"} and records["pseudo_mask"]["crf"] is None
+    blind = replace(config, data=replace(config.data, masks=str(tmp_path / "none")))
+    assert evaluate.score_split(blind, trained["run"], dataset, (), fixed(0.3), SILENT) == {}
     assert CrfConfig().iterations == 10
+
+
+def test_what_a_refiner_changed_is_counted_from_label_maps(recipe: Recipe, trained: dict[str, Path]) -> None:
+    """The record, counted again by hand; the same but for mIoU where no image has a mask."""
+    folder = trained["run"]
+    record = json.loads((folder / "evaluate/refiner-crf-val.json").read_text())
+    equal = pixels = area = 0
+    for sample in read(recipe.data, "val"):
+        if sample.tags:
+            cam = read_cam(folder / f"cam/val/{sample.id}.npz")
+            cam01, image = cam.cam01(), read_image(sample.image)
+            before = labels_from_cam(cam01, cam.classes, 0.3, 3)
+            after = refined_labels(image, cam01, cam.classes, 3, [0.3], CrfConfig())[0]
+            equal, pixels, area = equal + (before == after).sum(), pixels + after.size, area + (after > 0).sum()
+    assert record["agreement"] == pytest.approx(equal / pixels)
+    assert record["foreground"]["after"] == pytest.approx(area / pixels)
+
+
+@pytest.mark.parametrize("masks", ["no folder", "of other images"])
+def test_what_a_refiner_changed_is_known_without_truth(
+    recipe: Recipe, trained: dict[str, Path], tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if masks == "of other images":
+        (tmp_path / "masks").mkdir()
+    blind = replace(recipe, data=replace(recipe.data, masks=str(tmp_path / "masks")))
+    dataset = read(blind.data, "val")
+    threshold = fixed(0.3)
+    records = evaluate.score_split(blind, trained["run"], dataset, (), threshold, SILENT)
+    seen = json.loads((trained["run"] / "evaluate/refiner-crf-val.json").read_text())
+    same = ("n_images", "agreement", "foreground", "images", "classes")
+    assert list(records) == ["refiner-crf"] and records["refiner-crf"]["miou"] is None
+    assert [records["refiner-crf"][key] for key in same] == [seen[key] for key in same]
+    monkeypatch.setattr("weakseg.threshold.MAX_IMAGES", 2)
+    few = evaluate.score_split(blind, trained["run"], dataset, (), threshold, SILENT)
+    assert few["refiner-crf"]["n_images"] == 2
+
+
+def test_a_refiner_that_harms_is_named_once(
+    recipe: Recipe, trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("weakseg.refinement.MIN_FALL", -2)
+    summary = evaluate.run(recipe, trained["run"], stage="evaluate", progress=Progress("lines"))
+    (warning,) = summary["warnings"]
+    assert json.loads((trained["run"] / "evaluate/refiner-crf-val.json").read_text())["warning"] == warning
+    assert capsys.readouterr().err.splitlines().count(f"warning: {warning}") == 1
