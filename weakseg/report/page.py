@@ -10,10 +10,11 @@ from typing import Any
 
 from weakseg.recipe import Recipe
 from weakseg.records import to_json
+from weakseg.report import refiners
 from weakseg.report.charts import Mark, Series, bars, line_chart, shares
 from weakseg.report.colours import css
 from weakseg.report.pictures import LAYERS, Picture, Pictures, main_split
-from weakseg.run_folder import rate_text, read_evaluations, read_json, read_metrics, read_timings
+from weakseg.run_folder import rate_text, read_evaluations, read_json, read_metrics, read_refinements, read_timings
 from weakseg.stages import STAGES
 
 NAMES = {
@@ -34,11 +35,13 @@ Record = dict[str, Any]
 
 def page(recipe: Recipe, folder: Path, pictures: Pictures) -> str:
     """The whole document, nothing outside it needed."""
-    records = read_evaluations(folder)
+    records, refined = read_evaluations(folder), read_refinements(folder)
     sections = [
+        refiners.warnings(refined),
         _headline(recipe, records),
-        _pictures(pictures),
+        _pictures(pictures, folder),
         _classes(recipe, records, pictures),
+        refiners.section(refined, main_split(recipe), NAMES),
         _curves(folder, records),
         _timings(folder),
         _all_figures(records),
@@ -124,7 +127,7 @@ def _ratio(by_step: dict[str, dict[str, Record]], split: str) -> str:
     )
 
 
-def _pictures(pictures: Pictures) -> str:
+def _pictures(pictures: Pictures, folder: Path) -> str:
     if not pictures.shown:
         return ""
     if pictures.ranked_by is None:
@@ -143,12 +146,21 @@ def _pictures(pictures: Pictures) -> str:
     rows = "".join(_rows(pictures.shown, layers))
     return (
         f'<section class="pictures" style="--n:{len(layers) + 1}"><h2>What comes out</h2>'
-        f'<p class="note">Split <b>{escape(pictures.split)}</b>. {how}</p>'
+        f'<p class="note">Split <b>{escape(pictures.split)}</b>. {how}{_line_drawn(folder)}</p>'
         f'<div class="tools"><ul class="key">{legend}<li><i class="swatch ignore"></i>ignored</li></ul>'
         '<label>overlay <input type="range" id="overlay" min="0" max="100" value="90" '
         'aria-label="opacity of heatmaps and masks"></label></div>'
         f'<div class="columns" aria-hidden="true"><span>photograph</span>{columns}</div>{rows}</section>'
     )
+
+
+def _line_drawn(folder: Path) -> str:
+    """What the white line in the CAMs is, and who chose it."""
+    path = folder / "pseudo_label" / "threshold.json"
+    if not path.is_file():
+        return ""
+    chosen = read_json(path)
+    return f" White line: t = {chosen['t']:.2f}, {_rule(chosen['rule'])}: {escape(chosen['provenance'])}."
 
 
 def _rows(shown: Sequence[Picture], layers: Sequence[str]) -> Iterator[str]:
@@ -236,7 +248,7 @@ def _threshold_chart(records: Sequence[Record]) -> str:
     )
     return (
         f'<div class="box"><h3>mIoU of the CAMs by threshold</h3>{chart}<p class="note">t = {rule["t"]:.2f}, '
-        f"{_rule(rule['rule'])}: {escape(rule['provenance'])}.</p></div>"
+        f"{_rule(rule['rule'])}.</p></div>"
     )
 
 
@@ -295,7 +307,7 @@ def _all_figures(records: Sequence[Record]) -> str:
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     header = "".join(f"<th>{name}</th>" for name in head)
     return (
-        '<section><h2>Every figure, with how it was made</h2><div class="scroll"><table>'
+        '<section><h2>Every figure, with how it was made</h2><div class="scroll"><table class="figures">'
         f"<thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 

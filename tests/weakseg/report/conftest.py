@@ -11,6 +11,7 @@ from weakseg.cam_file import CamFile
 from weakseg.classes import IGNORE
 from weakseg.files import write_bytes_atomic, write_json_atomic
 from weakseg.masks.png import png_from_labels
+from weakseg.refinement import REFINERS, Change, refiner_record
 from weakseg.scoring import Confusion, Sweep
 
 STAGES = {"train": 61.0, "cam": 24.5, "pseudo_label": 33.0, "train_seg": 88.0, "train_seg_full": 90.0, "evaluate": 41.0}
@@ -42,13 +43,18 @@ def write_run(folder, recipe, classes, truth, *, scores=True):
         lines = "".join(json.dumps(row | {"loss/segmentation": row["loss"]}) + "\n" for row in rows)
         write_bytes_atomic(folder / stage / "metrics.jsonl", lines.encode())
     for split, images in truth.items():
-        sweep, confusions = Sweep(len(classes)), {}
+        sweep, confusions, change = Sweep(len(classes)), {}, Change(len(classes))
         for sample_id, (tags, labels) in images.items():
             maps = _one_image(folder, split, sample_id, tags, labels, classes, rng, sweep)
             for what, prediction in maps.items():
                 confusions.setdefault(what, Confusion(len(classes))).add(labels, prediction)
+            change.add(maps["cam"], maps["cam_crf"], tags)
+        miou = {}
         if scores:
             _write_scores(folder, recipe, split, classes, confusions, sweep, threshold)
+            miou = {what: confusion.scores().miou for what, confusion in confusions.items()}
+        record = refiner_record(REFINERS[0], split, change, classes, miou)
+        write_json_atomic(folder / "evaluate" / f"refiner-crf-{split}.json", record)
 
 
 def _one_image(folder, split, sample_id, tags, labels, classes, rng, sweep):

@@ -87,6 +87,7 @@ def test_the_page_is_whole_and_needs_nothing_else(made):
         "How good it is",
         "What comes out",
         "Class by class",
+        "What each refiner changed",
         "Threshold and training",
         "Where the time went",
         "Every figure, with how it was made",
@@ -120,6 +121,38 @@ def test_figures_say_split_tags_and_rule_and_mark_the_oracle(made):
         for what in ("segmentation", "segmentation_full")
     )
     assert f"reaches {weak / full:.2f} of full supervision" in words
+
+
+def test_what_a_refiner_changed(made):
+    recipe, folder = made
+    path = folder / "evaluate/refiner-crf-val.json"
+    record = json.loads(path.read_text())
+    assert record["warning"] is None
+    write_report(recipe, folder, folder / "report.html", SILENT)
+    page = Page((folder / "report.html").read_text())
+    words = " ".join(page.text.split())
+    changed = words[words.index("What each refiner changed") : words.index("Threshold and training")]
+    before, after = (f"{100 * record['foreground'][when]:.1f}" for when in ("before", "after"))
+    miou = f"{100 * record['miou']['before']:.1f} → {100 * record['miou']['after']:.1f}"
+    assert f"the foreground goes from {before} to {after} %, mIoU from {miou.replace(' → ', ' to ')}" in changed
+    assert f"crf val 14 {100 * record['agreement']:.1f} {before} → {after} 0 of 14 " in changed
+    assert changed.strip().endswith(miou) and "Warning" not in page.headings
+
+
+def test_a_refiner_that_harms_is_the_first_thing_said(made):
+    recipe, folder = made
+    path = folder / "evaluate/refiner-crf-val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"miou": None, "warning": "the refiner <crf> lowers"}))
+    write_report(recipe, folder, folder / "report.html", SILENT)
+    text = (folder / "report.html").read_text()
+    assert Page(text).headings[0] == "Warning"
+    assert "<p>The refiner &lt;crf&gt; lowers.</p>" in text
+
+
+def test_the_threshold_is_shown_with_its_provenance(made):
+    recipe, folder = made
+    write_report(recipe, folder, folder / "report.html", SILENT)
+    assert "White line: t = 0.30, fixed: set in the recipe." in (folder / "report.html").read_text()
 
 
 def test_images_are_ranked_by_their_own_iou(made):
