@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from weakseg.classes import voc_palette
 from weakseg.errors import DataError
-from weakseg.masks.png import labels_from_png, png_from_labels
+from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of, provenance_text, text_of
 
 label_maps = st.sampled_from([np.uint8, np.uint16]).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=20))
@@ -74,3 +75,56 @@ def test_other_arrays_are_refused():
     ):
         with pytest.raises(DataError, match="labels must be"):
             png_from_labels(bad)
+
+
+keys = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=79).filter(
+    lambda key: key == key.strip()
+)
+values = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=60)
+
+
+@given(label_maps, st.dictionaries(keys, values, max_size=3))
+def test_text_travels_with_the_labels(labels, text):
+    data = png_from_labels(labels, text=text)
+    np.testing.assert_array_equal(labels_from_png(data), labels)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED).shape[:2] == labels.shape
+    assert text_of(data) == text
+    with Image.open(io.BytesIO(data)) as image:
+        assert {key: image.info[key] for key in text} == text, "known before the pixels are decoded"
+        assert image.text == text
+
+
+def test_the_same_labels_and_text_give_the_same_bytes():
+    labels = np.zeros((3, 4), np.uint8)
+    one = png_from_labels(labels, text={"a": "1", "b": "ü"})
+    assert one == png_from_labels(labels, text={"b": "ü", "a": "1"})
+    assert png_from_labels(labels, text={}) == png_from_labels(labels)
+    assert len(one) == len(png_from_labels(labels)) + (12 + 3) + (12 + 6 + 2)
+
+
+def test_ascii_is_text_and_the_rest_international_text():
+    labels = np.zeros((1, 1), np.uint8)
+    assert b"tEXtkey\0line 1\nline 2" in png_from_labels(labels, text={"key": "line 1\nline 2"})
+    assert b"iTXtkey\0\0\0\0\0\xe2\x89\xa4" in png_from_labels(labels, text={"key": "≤"})
+
+
+@pytest.mark.parametrize("text", [{"": "x"}, {"k" * 80: "x"}, {" k": "x"}, {"ü": "x"}, {"a\nb": "x"}, {"k": "a\0b"}])
+def test_text_that_a_png_cannot_hold(text):
+    with pytest.raises(DataError, match="1 to 79 printable"):
+        png_from_labels(np.zeros((1, 1), np.uint8), text=text)
+
+
+def test_text_of_other_files():
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    assert text_of(buffer.getvalue()) == {} == provenance_of(buffer.getvalue())
+    with pytest.raises(DataError, match="whole PNG"):
+        text_of(b"GIF89a")
+
+
+def test_provenance_round_trip():
+    labels = np.zeros((2, 2), np.uint8)
+    fields = {"t": 0.35, "rule": "otsu", "provenance": "größer als alle", "crf": None, "band": [0.1, 0.2]}
+    assert provenance_of(png_from_labels(labels, text=provenance_text(fields))) == fields
+    for strange in ("[1]", "{", "", "[" * 100_000):
+        assert provenance_of(png_from_labels(labels, text={"weakseg": strange})) == {}
