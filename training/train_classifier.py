@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training import cams, methods
+from training import cams, distributed, methods
 from training.augment import resize_long_side
 from training.data import TrainingImages
 from training.device import pick_device
@@ -37,13 +37,14 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
     shown = cam_pictures(dataset, recipe)
     summary = fit(model, method.losses_of(recipe.train), images, folder / stage, progress=progress, pictures=shown)
-    save_model(
-        folder / stage / "classifier.pt",
-        model,
-        kind="classifier",
-        classes=dataset.classes.names,
-        method=recipe.train.method,
-    )
+    if distributed.rank() == 0:
+        save_model(
+            folder / stage / "classifier.pt",
+            model,
+            kind="classifier",
+            classes=dataset.classes.names,
+            method=recipe.train.method,
+        )
     return summary
 
 

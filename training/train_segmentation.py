@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training import distributed
 from training.data import Batch, LabelSource, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
@@ -62,13 +63,14 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))
     losses = partial(segmentation_losses, balance=recipe.train_seg.balance)
     summary = fit(model, losses, images, folder / stage, progress=progress)
-    save_model(
-        folder / stage / "segmentation.pt",
-        model,
-        kind="segmentation",
-        classes=dataset.classes.names,
-        method=f"deeplab_v3plus, {recipe.train_seg.supervision} supervision",
-    )
+    if distributed.rank() == 0:
+        save_model(
+            folder / stage / "segmentation.pt",
+            model,
+            kind="segmentation",
+            classes=dataset.classes.names,
+            method=f"deeplab_v3plus, {recipe.train_seg.supervision} supervision",
+        )
     return summary
 
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from weakseg import crf
+from weakseg import crf, processes
 from weakseg.environment import describe
 from weakseg.errors import UsageError
 from weakseg.files import write_json_atomic
@@ -43,8 +43,10 @@ def main(argv: Sequence[str]) -> int:
     overrides += ["--help"] if args.help else []
     recipe = override(load_recipe(args.recipe), overrides, prog=f"weakseg run {args.recipe}")
     folder = args.folder or Path("runs") / recipe.name
-    progress = Progress("silent" if args.json else "auto")
-    done = run(recipe, folder, only=args.only, first=args.first, progress=progress)
+    silent = args.json or processes.rank() > 0
+    done = run(recipe, folder, only=args.only, first=args.first, progress=Progress("silent" if silent else "auto"))
+    if processes.rank() > 0:
+        return 0
     if args.json:
         print(json.dumps({"folder": str(folder), "recipe": recipe.name, "stages": done}))
     else:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 def run(
     recipe: Recipe, folder: Path, *, only: str | None = None, first: str | None = None, progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages that are not done; returns {stage: done.json}.
+    """Run the stages that are not done; returns {stage: done.json}. Of several processes the first alone; others help.
 
     Args:
         only: this stage alone; its inputs must be done.
@@ -68,12 +70,15 @@ def run(
     for name in (only, first):
         if name is not None and name not in plan(recipe):
             raise UsageError(f"expected a stage of this recipe ({', '.join(plan(recipe))}), got {name!r}")
+    if processes.rank() > 0:
+        processes.follow(lambda name: _run(name, recipe, folder, progress))
+        return {}
     keys = stage_keys(recipe)
     if only is not None:
         _require_inputs(only, folder, keys)
     names = [only] if only is not None else list(keys)
     _check_crf(recipe, names)
-    with _locked(folder):
+    with _locked(folder), processes.leading():
         write_json_atomic(folder / "config.json", asdict(recipe))
         write_json_atomic(folder / "environment.json", describe(recipe.seed))
         for name in names[names.index(first) :] if first is not None else []:
@@ -102,7 +107,9 @@ def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progr
     write_json_atomic(started, {"key": key})
     progress.say(f"{name}: started")
     began, cpu_began = time.monotonic(), _cpu_seconds()
-    result = import_module(STAGES[name].module).run(recipe, folder, stage=name, progress=progress)
+    if STAGES[name].parallel:
+        processes.call(name)
+    result = _run(name, recipe, folder, progress)
     seconds, n_images = time.monotonic() - began, result["n_images"]
     record = {
         "key": key,
@@ -115,6 +122,10 @@ def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progr
     write_json_atomic(done, record)
     progress.say(f"{name}: done in {seconds:.1f} s" + (f", {rate_text(record)} images/s" if rate_text(record) else ""))
     return record
+
+
+def _run(name: str, recipe: Recipe, folder: Path, progress: Progress) -> Any:
+    return import_module(STAGES[name].module).run(recipe, folder, stage=name, progress=progress)
 
 
 def summary(folder: Path, done: dict[str, dict[str, Any]]) -> str:

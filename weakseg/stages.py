@@ -31,6 +31,7 @@ class Stage:
     inputs: stages whose results it reads.
     settings: what of the recipe it depends on, beyond its inputs.
     data: the splits whose images or tags it reads. truth: whether it opens true masks.
+    parallel: whether every process takes part, where there are several.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Stage:
     settings: Callable[[Recipe], Any]
     data: Callable[[Recipe], tuple[str, ...]] = lambda _: ()
     truth: Callable[[Recipe], bool] = lambda _: False
+    parallel: bool = False
 
 
 def all_splits(recipe: Recipe) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def _pseudo_label_settings(recipe: Recipe) -> Any:
 
 
 STAGES: Mapping[str, Stage] = {
-    "train": Stage("training.train_classifier", (), _train_settings, _train_split),
+    "train": Stage("training.train_classifier", (), _train_settings, _train_split, parallel=True),
     "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
     "pseudo_label": Stage("training.pseudo_label", ("cam",), _pseudo_label_settings, truth=_tuned),
     "train_seg": Stage(
@@ -74,9 +76,15 @@ STAGES: Mapping[str, Stage] = {
         ("train", "pseudo_label"),
         lambda r: [r.train_seg],
         truth=lambda r: r.train_seg.supervision == "full",
+        parallel=True,
     ),
     "train_seg_full": Stage(
-        "training.train_segmentation", ("train",), lambda r: [r.train_seg], _train_split, truth=lambda _: True
+        "training.train_segmentation",
+        ("train",),
+        lambda r: [r.train_seg],
+        _train_split,
+        truth=lambda _: True,
+        parallel=True,
     ),
     "evaluate": Stage(
         "training.evaluate",
