@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -72,15 +72,23 @@ def check_mask_encoding(encoding: pb.MaskEncoding.ValueType, classes: ClassTable
 
 
 def mask_from_labels(
-    labels: NDArray[Any], encoding: pb.MaskEncoding.ValueType, palette: NDArray[np.uint8], *, ignore: bool
+    labels: NDArray[Any],
+    encoding: pb.MaskEncoding.ValueType,
+    palette: NDArray[np.uint8],
+    *,
+    ignore: bool,
+    text: Mapping[str, str] | None = None,
 ) -> pb.Mask:
-    """A label map (H, W), uint8 or uint16, on the wire. `ignore` says that pixels may have the IGNORE value."""
+    """A label map (H, W), uint8 or uint16, on the wire.
+
+    `ignore` says that pixels may have the IGNORE value; `text` goes into a PNG, other encodings have no place for it.
+    """
     encoding = encoding or pb.MASK_ENCODING_PNG_INDEX
     mask = pb.Mask(width=labels.shape[1], height=labels.shape[0], encoding=encoding)
     if ignore:
         mask.ignore_index = ignore_value(labels)
     if encoding == pb.MASK_ENCODING_PNG_INDEX:
-        mask.data = png_from_labels(labels, palette[:256])
+        mask.data = png_from_labels(labels, palette[:256], text)
     elif encoding == pb.MASK_ENCODING_COCO_RLE:
         mask.rle.extend(pb.CocoRle(class_id=id_, counts=counts) for id_, counts in rles_from_labels(labels).items())
     else:
@@ -139,9 +147,9 @@ def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     labels = result.segmentation if kind == "segmentation" else result.pseudo_mask
     assert labels is not None, f"the model gave no {kind} though it was asked for one"
     is_pseudo = kind == "pseudo_mask"
-    output = pb.Output(
-        kind=spec.kind, mask=mask_from_labels(labels, spec.mask_encoding, result.palette, ignore=is_pseudo)
-    )
+    text = result.mask_text(kind)
+    mask = mask_from_labels(labels, spec.mask_encoding, result.palette, ignore=is_pseudo, text=text)
+    output = pb.Output(kind=spec.kind, mask=mask)
     if is_pseudo and result.threshold is not None:
         output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule
     return output

@@ -24,7 +24,7 @@ from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsup
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
 from weakseg.manifest import CLASSIFIER, MULTISCALE, OUTPUT_KINDS, SEGMENTATION, Manifest, OutputKind
 from weakseg.preprocess import prepare
-from weakseg.pseudo_mask import pseudo_mask
+from weakseg.pseudo_mask import pseudo_mask, refinement_settings
 from weakseg.recipe import CrfConfig, PseudoLabelConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
@@ -226,9 +226,9 @@ class Model:
             shown = present if request.heatmap_classes is None else request.heatmap_classes
             result = replace(result, heatmaps=self._heatmaps(cam, shown, request.heatmap_max_side))
         if "pseudo_mask" in request.outputs:
-            threshold = self._threshold(request)
-            labels = self._pseudo_mask(decoded, cam, present, threshold.t, request)
-            result = replace(result, pseudo_mask=labels, threshold=threshold)
+            threshold, config = self._threshold(request), self._refinement(request)
+            labels = self._pseudo_mask(decoded, cam, present, threshold.t, config)
+            result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=refinement_settings(config))
         return result
 
     def _present(self, scores: NDArray[np.float32], request: Request) -> tuple[int, ...]:
@@ -243,14 +243,17 @@ class Model:
         return {self.classes.names[c]: _shrunk(cam01[k], max_side) for k, c in enumerate(classes)}
 
     def _pseudo_mask(
-        self, decoded: Decoded, cam: NDArray[np.float32], present: tuple[int, ...], t: float, request: Request
+        self,
+        decoded: Decoded,
+        cam: NDArray[np.float32],
+        present: tuple[int, ...],
+        t: float,
+        config: PseudoLabelConfig,
     ) -> NDArray[Any]:
         """At the size that the network saw, which bounds the CRF's time and memory; then at the image's, by nearest."""
         height, width = decoded.prepared.shape[:2]
         cam01 = upsample(normalise(cam[list(present)], self.manifest.cam.normalisation), height, width)
-        made = pseudo_mask(
-            decoded.prepared, cam01, np.array(present, dtype=np.int32), len(self.classes), t, self._refinement(request)
-        )
+        made = pseudo_mask(decoded.prepared, cam01, np.array(present, dtype=np.int32), len(self.classes), t, config)
         return _nearest(made.labels, *decoded.rgb.shape[:2])
 
     def _refinement(self, request: Request) -> PseudoLabelConfig:

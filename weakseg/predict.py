@@ -18,7 +18,6 @@ from weakseg.errors import PartialError, UsageError, WeaksegError
 from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.manifest import OutputKind
-from weakseg.masks.png import png_from_labels
 from weakseg.model import load
 from weakseg.progress import Progress
 from weakseg.result import Result
@@ -106,13 +105,11 @@ def find_tasks(images: Sequence[Path], output: Path) -> list[Task]:
 
 def write(task: Task, result: Result, *, overlay: bool) -> list[Path]:
     """Write what the result has, each file whole or not at all; returns the paths."""
-    both = {"segmentation": result.segmentation, "pseudo_mask": result.pseudo_mask}
-    masks = {name: labels for name, labels in both.items() if labels is not None}
     files = []
-    for name, labels in masks.items():
-        files.append(_with(task.stem, ".png" if len(masks) == 1 else f".{name}.png"))
-        write_bytes_atomic(files[-1], png_from_labels(labels, result.palette[:256]))
-    if result.heatmaps or not masks:
+    for kind in result.mask_kinds:
+        files.append(_with(task.stem, ".png" if len(result.mask_kinds) == 1 else f".{kind}.png"))
+        write_bytes_atomic(files[-1], result.mask_png(kind))
+    if result.heatmaps or not result.mask_kinds:
         files.append(result.save(_with(task.stem, ".npz")))
     if overlay:
         buffer = io.BytesIO()
@@ -150,11 +147,10 @@ def _with(stem: Path, suffix: str) -> Path:
 
 
 def _record(task: Task, result: Result, files: Sequence[Path]) -> dict[str, Any]:
-    has_mask = result.segmentation is not None or result.pseudo_mask is not None
     return {
         "image": str(task.image),
         "files": [str(file) for file in files],
-        "classes": list(result.legend()) if has_mask else list(result.present),
+        "classes": list(result.legend()) if result.mask_kinds else list(result.present),
         "model": result.model,
     }
 

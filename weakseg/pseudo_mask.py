@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def pseudo_mask(
     for other in others:
         labels[labels != other] = IGNORE if labels.dtype == np.uint8 else IGNORE_U16
     return PseudoMask(labels, (low, high))
+
+
+def refinement_settings(config: PseudoLabelConfig) -> dict[str, Any]:
+    """What beside the threshold made a pseudo-mask, as its file says it: band, crf (None = none)."""
+    return {"band": config.band, "crf": None if config.crf is None else asdict(config.crf)}
 
 
 def refined_labels(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from PIL.Image import Image, fromarray
 from weakseg.classes import BACKGROUND, ClassTable, ignore_value
 from weakseg.errors import DataError, UsageError
 from weakseg.files import write_bytes_atomic
-from weakseg.masks.png import png_from_labels
+from weakseg.masks.png import PROVENANCE, png_from_labels, provenance_text
 from weakseg.threshold import Threshold
 
+MaskKind: TypeAlias = Literal["segmentation", "pseudo_mask"]
+MASK_KINDS: tuple[MaskKind, ...] = ("segmentation", "pseudo_mask")
 _HATCH_PX = 8  # period of the stripes over IGNORE
 
 
@@ -32,6 +34,7 @@ class Result:
     scores: {class name: in [0, 1]} of all classes; present: names of those that count as being in the image.
     model: "name/version"; model_sha256: of its manifest.
     threshold: where the background of the pseudo-mask begins, and who chose that.
+    refinement: what else made the pseudo-mask: band, crf (None = none); empty where a server does not say.
     seconds: time per stage: decode, infer, postprocess.
     image: (height, width, 3) uint8 RGB, for `overlay`.
     """
@@ -48,17 +51,19 @@ class Result:
     model: str = ""
     model_sha256: str = ""
     threshold: Threshold | None = None
+    refinement: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     image: NDArray[np.uint8] | None = None
 
     @property
     def mask(self) -> NDArray[Any]:
         """The segmentation, else the pseudo-mask."""
-        if self.segmentation is not None:
-            return self.segmentation
-        if self.pseudo_mask is not None:
-            return self.pseudo_mask
-        raise UsageError("this result has no mask: ask for outputs=('segmentation',) or ('pseudo_mask',)")
+        return self._labels(None)[1]
+
+    @property
+    def mask_kinds(self) -> tuple[MaskKind, ...]:
+        """Which masks there are, the segmentation first."""
+        return tuple(kind for kind in MASK_KINDS if getattr(self, kind) is not None)
 
     def legend(self) -> dict[str, tuple[int, int, int]]:
         """{class name: RGB} of the classes in `mask`, by mask value."""
@@ -83,8 +88,8 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write `mask` as an index PNG (.png), or everything as arrays (.npz); atomically.
 
-        The .npz holds, as far as they are there: segmentation, pseudo_mask, classes (C,) names, scores (C,), and
-        heatmaps (K, h, w) with heatmap_classes (K,) names. It loads without pickles.
+        The .npz holds, as far as they are there: segmentation, pseudo_mask, each with <name>_provenance (JSON text),
+        classes (C,) names, scores (C,), and heatmaps (K, h, w) with heatmap_classes (K,) names. No pickles.
         """
         path = Path(path)
         if path.suffix == ".png":
@@ -97,15 +102,32 @@ class Result:
             raise UsageError(f"expected a path that ends in .png or .npz, got {str(path)!r}")
         return path
 
-    def mask_png(self) -> bytes:
-        """`mask` as an index PNG in the model's colours."""
-        return png_from_labels(self.mask, self.palette[:256])
+    def mask_png(self, kind: MaskKind | None = None) -> bytes:
+        """`mask`, or the one of that kind, as an index PNG in the model's colours; its text says how it was made."""
+        kind, labels = self._labels(kind)
+        return png_from_labels(labels, self.palette[:256], self.mask_text(kind))
+
+    def mask_text(self, kind: MaskKind) -> dict[str, str]:
+        """`text` of a mask's PNG: model, and of pseudo-masks threshold and refinement."""
+        fields: dict[str, Any] = {"mask": kind}
+        if self.model:
+            fields |= {"model": self.model, "model_sha256": self.model_sha256}
+        if kind == "pseudo_mask" and self.threshold is not None:
+            fields |= self.threshold.to_dict() | self.refinement
+        return provenance_text(fields)
+
+    def _labels(self, kind: MaskKind | None) -> tuple[MaskKind, NDArray[Any]]:
+        for one in self.mask_kinds:
+            if kind in (None, one):
+                return one, getattr(self, one)
+        wanted = "mask" if kind is None else kind
+        raise UsageError(f"this result has no {wanted}: ask for outputs=('segmentation',) or ('pseudo_mask',)")
 
     def _arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {"classes": np.array(self.classes.names)}
-        for name in ("segmentation", "pseudo_mask"):
-            if getattr(self, name) is not None:
-                arrays[name] = getattr(self, name)
+        for kind in self.mask_kinds:
+            arrays[kind] = getattr(self, kind)
+            arrays[f"{kind}_provenance"] = np.array(self.mask_text(kind)[PROVENANCE])
         if self.scores:
             arrays["scores"] = np.array([self.scores[name] for name in self.classes.names], dtype=np.float32)
         if self.heatmaps:
@@ -119,7 +141,7 @@ class Result:
 
     def _repr_png_(self) -> bytes | None:
         """How a notebook shows it: the overlay, or the mask where the image is not carried."""
-        if self.segmentation is None and self.pseudo_mask is None:
+        if not self.mask_kinds:
             return None
         if self.image is None:
             return self.mask_png()
@@ -128,9 +150,8 @@ class Result:
         return buffer.getvalue()
 
     def __repr__(self) -> str:
-        parts = [self.model, f"{self.width}x{self.height}"]
-        parts += [name for name in ("segmentation", "pseudo_mask") if getattr(self, name) is not None]
-        if len(parts) > 2:
+        parts = [self.model, f"{self.width}x{self.height}", *self.mask_kinds]
+        if self.mask_kinds:
             parts.append(f"shows {', '.join(self.legend()) or 'background only'}")
         if self.heatmaps:
             parts.append(f"heatmaps of {', '.join(self.heatmaps)}")

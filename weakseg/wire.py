@@ -15,7 +15,7 @@ from weakseg.errors import ConfigError, DataError, ImageError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, SERVICE_FORMATS, probe, read_image
 from weakseg.manifest import OUTPUT_KINDS, OutputKind, colour_table
 from weakseg.masks.coco_rle import labels_from_rles
-from weakseg.masks.png import labels_from_png
+from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.model import Source, rgb_from_pixels
 from weakseg.result import Result
 from weakseg.threshold import Threshold
@@ -167,6 +167,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
     labels: dict[str, NDArray[Any]] = {}
     heatmaps: dict[str, NDArray[np.float32]] = {}
     threshold: Threshold | None = None
+    made: dict[str, Any] = {}
     for output in response.outputs:
         if output.HasField("heatmaps"):
             for heatmap in output.heatmaps.heatmaps:
@@ -174,7 +175,8 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         else:
             labels[_KIND_NAMES[output.kind]] = labels_from_mask(output.mask, info.classes)
         if output.HasField("threshold"):
-            threshold = Threshold(output.threshold.value, output.threshold.rule, "")
+            made = provenance_of(output.mask.data) if output.mask.encoding == pb.MASK_ENCODING_PNG_INDEX else {}
+            threshold = Threshold(output.threshold.value, output.threshold.rule, str(made.get("provenance", "")))
     return Result(
         info.classes,
         info.palette,
@@ -188,6 +190,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         model=f"{response.model.name}/{response.model.version}",
         model_sha256=response.model_sha256,
         threshold=threshold,
+        refinement={key: made[key] for key in ("band", "crf") if key in made},
         seconds={stage: _seconds(getattr(response.timing, stage)) for stage in _STAGES},
         image=image.pixels,
     )

@@ -11,6 +11,7 @@ from serve.encode import check_mask_encoding, class_infos, duration_from_seconds
 from weakseg.classes import IGNORE, IGNORE_U16, ClassTable
 from weakseg.errors import DataError, OutputUnsupportedError
 from weakseg.manifest import colour_table, palette_for
+from weakseg.masks.png import text_of
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.wire import cam01_from_heatmap, info_from_message, labels_from_mask
 
@@ -75,6 +76,17 @@ def test_encodings_that_a_model_does_not_have():
         check_mask_encoding(encoding("RAW_U8"), MANY)
     with pytest.raises(OutputUnsupportedError, match="COCO_RLE"):
         check_mask_encoding(encoding("POLYGON"), FEW)
+
+
+def test_a_png_says_how_its_mask_was_made():
+    labels, palette = np.zeros((2, 3), np.uint8), colour_table(palette_for(FEW))
+    for name in ENCODINGS:
+        mask = mask_from_labels(labels, encoding(name), palette, ignore=False, text={"weakseg": "{}"})
+        np.testing.assert_array_equal(labels_from_mask(mask, FEW), labels)
+        if name == "PNG_INDEX":
+            assert text_of(mask.data) == {"weakseg": "{}"}
+        else:
+            assert mask == mask_from_labels(labels, encoding(name), palette, ignore=False)
 
 
 def test_damaged_rasters_are_errors():

@@ -68,7 +68,9 @@ def same(result, expected, atol=0.0):
 def test_a_served_result_is_the_offline_result(client, model, colours, png, mask_encoding):
     data = png(colours)
     served = client.segment(data, outputs=EVERYTHING, mask_encoding=mask_encoding, heatmap_encoding="f32")
-    same(served, model.segment(data, outputs=EVERYTHING))
+    expected = model.segment(data, outputs=EVERYTHING)
+    same(served, expected)
+    assert served.refinement == (expected.refinement if mask_encoding == "png" else {}), "only a PNG has room for it"
 
 
 def test_an_async_result_too(shared_serving, model, colours, png):
@@ -90,7 +92,9 @@ def test_an_async_result_too(shared_serving, model, colours, png):
 )
 def test_options_mean_what_they_mean_offline(client, model, colours, options):
     expected = model.segment(colours, outputs=EVERYTHING, **options)
-    same(client.segment(colours, outputs=EVERYTHING, heatmap_encoding="f32", **options), expected)
+    served = client.segment(colours, outputs=EVERYTHING, heatmap_encoding="f32", **options)
+    same(served, expected)
+    assert (served.threshold, served.refinement) == (expected.threshold, expected.refinement)
 
 
 def test_without_outputs_it_is_the_segmentation(client, model, colours):

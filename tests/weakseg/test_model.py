@@ -1,5 +1,5 @@
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -19,6 +19,7 @@ from weakseg.errors import (
     OutputUnsupportedError,
     UnknownClassError,
 )
+from weakseg.masks.png import provenance_of
 from weakseg.model import Model
 from weakseg.recipe import CrfConfig
 
@@ -157,6 +158,9 @@ def test_refine_uses_the_crf(model):
     with_crf = Model(replace(model.bundle, manifest=manifest), model.runner)
     off = with_crf.segment(image, outputs=["pseudo_mask"], tags=["red"], threshold=0.2, refine=False)
     np.testing.assert_array_equal(off.pseudo_mask, rough.pseudo_mask)
+    assert (rough.refinement["crf"], fine.refinement["crf"]) == (None, asdict(CrfConfig()))
+    assert off.refinement["crf"] is None
+    assert provenance_of(fine.mask_png())["t"] == 0.2 and model.segment(image).refinement == {}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2), (200, 100), (65, 64)])

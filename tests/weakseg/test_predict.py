@@ -8,7 +8,7 @@ from PIL import Image
 
 import weakseg
 from weakseg.cli import main
-from weakseg.masks.png import labels_from_png
+from weakseg.masks.png import labels_from_png, text_of
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,9 @@ def test_everything(images, where, model, tmp_path, colours):
     assert files(out) == ["a.npz", "a.overlay.png", "a.pseudo_mask.png", "a.segmentation.png"]
     expected = model.segment(colours, outputs=("cam", "pseudo_mask", "segmentation"), tags=["red", "blue"])
     np.testing.assert_array_equal(labels_from_png((out / "a.pseudo_mask.png").read_bytes()), expected.pseudo_mask)
+    for kind in ("pseudo_mask", "segmentation"):
+        data = (out / f"a.{kind}.png").read_bytes()
+        assert text_of(data) == expected.mask_text(kind) and '"toy/1"' in text_of(data)["weakseg"]
     with np.load(out / "a.npz") as arrays:
         assert arrays["heatmap_classes"].tolist() == ["red", "blue"]
         np.testing.assert_allclose(arrays["heatmaps"], list(expected.heatmaps.values()), atol=5e-4)

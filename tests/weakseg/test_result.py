@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ from PIL import Image
 
 from weakseg.classes import ClassTable
 from weakseg.errors import DataError, UsageError
-from weakseg.masks.png import labels_from_png
+from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of
 from weakseg.result import Result
+from weakseg.threshold import Threshold
 
 CLASSES = ClassTable(("cat", "dog"))
 LABELS = np.array([[0, 1, 2], [255, 255, 0]], dtype=np.uint8)
@@ -68,6 +70,32 @@ def test_save_png(tmp_path):
     path = result(segmentation=LABELS).save(tmp_path / "mask.png")
     np.testing.assert_array_equal(labels_from_png(path.read_bytes()), LABELS)
     assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+
+
+def test_a_saved_mask_says_how_it_was_made(tmp_path):
+    refinement = {"band": 0.3, "crf": {"iterations": 10}}
+    threshold = Threshold(0.35, "otsu", "Otsu's method, größer")
+    both = result(
+        segmentation=LABELS,
+        pseudo_mask=LABELS * 0,
+        model="m/1",
+        model_sha256="ab",
+        threshold=threshold,
+        refinement=refinement,
+    )
+    segmented = {"mask": "segmentation", "model": "m/1", "model_sha256": "ab"}
+    pseudo = segmented | {"mask": "pseudo_mask"} | threshold.to_dict() | refinement
+    assert provenance_of(both.save(tmp_path / "mask.png").read_bytes()) == segmented
+    assert provenance_of(both.mask_png("pseudo_mask")) == pseudo
+    np.testing.assert_array_equal(labels_from_png(both.mask_png("pseudo_mask")), LABELS * 0)
+    with np.load(both.save(tmp_path / "r.npz"), allow_pickle=False) as data:
+        assert json.loads(str(data["segmentation_provenance"])) == segmented
+        assert json.loads(str(data["pseudo_mask_provenance"])) == pseudo
+    unknown = result(segmentation=LABELS)
+    assert provenance_of(unknown.mask_png()) == {"mask": "segmentation"}
+    assert unknown.mask_png() == png_from_labels(LABELS, CLASSES.palette(), unknown.mask_text("segmentation"))
+    with pytest.raises(UsageError, match="no pseudo_mask"):
+        unknown.mask_png("pseudo_mask")
 
 
 def test_save_npz(tmp_path):
