@@ -18,10 +18,10 @@ from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import open_truth
 from weakseg.files import write_bytes_atomic, write_json_atomic
 from weakseg.image import read_image
-from weakseg.masks.png import png_from_labels
+from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.parallel import map_processes
 from weakseg.progress import Progress
-from weakseg.pseudo_mask import pseudo_mask
+from weakseg.pseudo_mask import pseudo_mask, refinement_settings
 from weakseg.recipe import Recipe
 from weakseg.run_folder import cam_path, mask_path
 from weakseg.scoring import Sweep
@@ -38,7 +38,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         dataset = read(recipe.data, split)
         todo = [sample for sample in dataset if not mask_path(folder, split, sample.id).is_file()]
         work = partial(
-            write_mask, recipe=recipe, folder=folder, split=split, n_classes=len(dataset.classes), t=chosen.t
+            write_mask, recipe=recipe, folder=folder, split=split, n_classes=len(dataset.classes), chosen=chosen
         )
         for _ in progress.each(map_processes(work, todo, usable_cpus()), f"{stage} {split}", total=len(todo)):
             pass
@@ -46,13 +46,15 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     return {"n_images": n_images, "threshold": chosen.to_dict()}
 
 
-def write_mask(sample: Sample, *, recipe: Recipe, folder: Path, split: str, n_classes: int, t: float) -> None:
-    """One image's maps to its pseudo-mask file."""
+def write_mask(sample: Sample, *, recipe: Recipe, folder: Path, split: str, n_classes: int, chosen: Threshold) -> None:
+    """One image's maps to its pseudo-mask file, which says how it was made."""
     cam = read_cam(cam_path(folder, split, sample.id))
     image = read_image(sample.image)
     cam01 = cam.cam01(recipe.cam.normalisation)
-    made = pseudo_mask(image, cam01, cam.classes, n_classes, t, recipe.pseudo_label)
-    write_bytes_atomic(mask_path(folder, split, sample.id), png_from_labels(made.labels, voc_palette()))
+    made = pseudo_mask(image, cam01, cam.classes, n_classes, chosen.t, recipe.pseudo_label)
+    fields = {"mask": "pseudo_mask", "recipe": recipe.name, "seed": recipe.seed}
+    text = provenance_text(fields | chosen.to_dict() | refinement_settings(recipe.pseudo_label))
+    write_bytes_atomic(mask_path(folder, split, sample.id), png_from_labels(made.labels, voc_palette(), text))
 
 
 def choose_threshold(recipe: Recipe, folder: Path, progress: Progress) -> Threshold:

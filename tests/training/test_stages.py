@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from weakseg.datasets import read
 from weakseg.datasets.truth import open_truth, trusted
 from weakseg.errors import ConfigError, DataError, SealedTruthError, WeightsError
 from weakseg.image import read_image
-from weakseg.masks.png import labels_from_png
+from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, Recipe, SegConfig, ThresholdConfig
@@ -89,6 +89,15 @@ def test_scores_are_those_of_the_written_predictions(recipe: Recipe, trained: di
     assert record["miou"] == pytest.approx(confusion.scores().miou)
 
 
+def test_masks_say_how_they_were_made(recipe: Recipe, trained: dict[str, Path]) -> None:
+    folder = trained["run"]
+    of_run = {"recipe": "squares", "seed": 0}
+    made = provenance_of((folder / "pseudo_label/train/000.png").read_bytes())
+    assert made == {"mask": "pseudo_mask", **of_run, "band": 0.3, "crf": asdict(CrfConfig())} | fixed(0.3).to_dict()
+    predicted = provenance_of((folder / "evaluate/segmentation/val/008.png").read_bytes())
+    assert predicted == {"mask": "segmentation", "stage": "train_seg", **of_run, "scales": [1.0], "flip": True}
+
+
 def test_finished_images_are_not_made_again(recipe: Recipe, trained: dict[str, Path]) -> None:
     folder = trained["run"]
     (folder / "cam/train/001.npz").unlink()
@@ -146,7 +155,12 @@ def test_stages_out_of_order_say_which_is_missing(recipe: Recipe, tmp_path: Path
         make_cams.run(recipe, tmp_path, stage="cam", progress=SILENT)
     with pytest.raises(DataError, match="run the cam stage again"):
         pseudo_label.write_mask(
-            read(recipe.data, "train").samples[0], recipe=recipe, folder=tmp_path, split="train", n_classes=3, t=0.3
+            read(recipe.data, "train").samples[0],
+            recipe=recipe,
+            folder=tmp_path,
+            split="train",
+            n_classes=3,
+            chosen=fixed(0.3),
         )
 
 
