@@ -29,7 +29,7 @@ class DataConfig:
 class BackboneConfig:
     """The network under every head."""
 
-    name: Literal["mobilenet_v2", "resnet50", "resnet101", "small_resnet"] = "mobilenet_v2"
+    name: Literal["mobilenet_v2", "resnet50", "resnet101", "resnet38d", "small_resnet"] = "mobilenet_v2"
     weights: str | None = None  # "imagenet", a .pth or a .safetensors file; None = random
     input_scale: Literal["imagenet", "inception"] = "imagenet"  # mean/std of the weights; inception: x / 127.5 - 1
     output_stride: Literal[8, 16] = 16

@@ -42,6 +42,12 @@ class Backbone(nn.Module):
         """The five stages in order; applied one after another."""
         raise NotImplementedError
 
+    def symmetric_padding(self) -> None:
+        """Strided layers sample as in PyTorch's own padding; maps then lie up to half a stride towards the top left."""
+        for module in self.modules():
+            if hasattr(module, "phase"):
+                module.phase = 0
+
     def freeze_parts(self) -> None:
         """Take gradients away from the first stages and from batch norm, as the config says; called once."""
         for stage in self.stages()[: self.config.freeze_stages]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from training.models.backbone import Backbone
 from training.models.mobilenet_v2 import MobileNetV2
 from training.models.resnet import ResNet
+from training.models.resnet38d import ResNet38d
 from training.models.small_resnet import SmallResNet
 from training.models.weights import load_backbone_weights
 from weakseg.errors import ConfigError
@@ -14,6 +15,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "mobilenet_v2": MobileNetV2,
     "resnet50": ResNet,
     "resnet101": ResNet,
+    "resnet38d": ResNet38d,
     "small_resnet": SmallResNet,
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,3 +54,27 @@ def keep_bn_in_eval(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
+
+
+def bn_relu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """ReLU(norm(x)). Behind frozen batch norm the backward pass needs the result alone, so x is not kept for it."""
+    frozen = not norm.training and not norm.weight.requires_grad
+    if frozen and x.requires_grad and torch.is_grad_enabled():
+        return _FrozenBnRelu.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
+    return F.relu(norm(x), inplace=True)
+
+
+class _FrozenBnRelu(torch.autograd.Function):
+    """y = ReLU(s x + t), s = weight / sqrt(var + eps); dx = s dy where y > 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y = F.batch_norm(x, mean, var, weight, bias, eps=eps).relu_()
+        ctx.save_for_backward(y, weight * torch.rsqrt(var + eps))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, s = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        return grad.mul_(s[:, None, None]), None, None, None, None, None
