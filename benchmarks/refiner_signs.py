@@ -37,10 +37,10 @@ def main(folders: list[Path]) -> None:
                 named[after < before].append(bool(found))
                 moved = f"{100 * before:.1f} -> {100 * after:.1f}"
                 print(f"{folder.name:10}{split:6}{name:14} mIoU {moved}  {'; '.join(found)}", file=sys.stderr)
-    for harmful, found in named.items():
-        if found:
+    for harmful, cases_named in named.items():
+        if cases_named:
             name = f"refiner_signs.{'harmful' if harmful else 'helpful'}_named"
-            line(name, sum(found) / len(found), unit="share", cost=not harmful)
+            line(name, sum(cases_named) / len(cases_named), unit="share", cost=not harmful)
 
 
 def settings(crf: CrfConfig, t: float) -> dict[str, tuple[CrfConfig, float]]:
