@@ -55,7 +55,10 @@ def test_golden_bundle_of_schema_1():
 
 
 def test_manifest_round_trip():
-    data = (TOY / "manifest.json").read_bytes()
+    """The golden file is older than some fields: they take their defaults, and are written from then on."""
+    manifest = manifest_from_bytes((TOY / "manifest.json").read_bytes(), "m")
+    data = manifest_to_bytes(manifest)
+    assert manifest_from_bytes(data, "m") == manifest
     assert manifest_to_bytes(manifest_from_bytes(data, "m")) == data
 
 
