@@ -38,7 +38,7 @@ RECIPE = Recipe(
         ),
     ),
     cam=CamConfig(scales=(1.0, 1.5)),
-    pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig(bilateral_sxy=30.0)),
+    pseudo_label=PseudoLabelConfig(threshold=ThresholdConfig(rule="otsu"), crf=CrfConfig(bilateral_sxy=15.0)),
     train_seg=SegConfig(
         width=64,
         optim=OptimConfig(
