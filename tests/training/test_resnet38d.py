@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.models import build_backbone
+from training.models import build_backbone, resnet38d
 from training.models.backbone import Backbone
 from training.models.kept_channels import channel_noise, conv_of_kept, scale
 from training.models.layers import bn_relu
@@ -20,14 +19,19 @@ from weakseg.recipe import BackboneConfig
 PAPER = BackboneConfig(name="resnet38d", output_stride=8, freeze_stages=1)
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    """The same network with 1/16 of the channels, in double precision, its batch norm not the identity."""
+    rows = [(name, n, i // 16, m // 16, o // 16, *rest) for name, n, i, m, o, *rest in resnet38d.ROWS]
+    bottlenecks = [(name, i // 16, o // 16, p) for name, i, o, p in resnet38d.BOTTLENECKS]
+    monkeypatch.setattr(resnet38d, "ROWS", rows)
+    monkeypatch.setattr(resnet38d, "BOTTLENECKS", bottlenecks)
     torch.manual_seed(0)
     backbone = build_backbone(PAPER)
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             randomise(module)
-    return backbone
+    return backbone.double()
 
 
 def randomise(norm: torch.nn.BatchNorm2d) -> None:
@@ -36,18 +40,6 @@ def randomise(norm: torch.nn.BatchNorm2d) -> None:
         norm.running_var.uniform_(0.5, 2)
         norm.weight.normal_(1, 0.3)
         norm.bias.normal_(0, 0.2)
-
-
-@contextmanager
-def padding(backbone: Backbone, symmetric: bool) -> Iterator[None]:
-    phases = {m: m.phase for m in backbone.modules() if hasattr(m, "phase")}
-    try:
-        if symmetric:
-            backbone.symmetric_padding()
-        yield
-    finally:
-        for module, phase in phases.items():
-            module.phase = phase
 
 
 class Specification:
@@ -97,19 +89,23 @@ class Specification:
         yield self.bn_relu(x, "bn7")
 
 
-def test_counts_of_the_paper(backbone: Backbone) -> None:
+def test_counts_of_the_paper() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(PAPER)
     parameters = list(backbone.parameters())
     assert sum(p.numel() for p in parameters) == 105_070_912
-    # with SEAM's head (20 classes): 105,358,208, of which 104,489,536 learn
+    # with SEAM's head (20 classes, and background): 105,358,208, of which 104,489,536 learn
     assert sum(p.numel() for p in parameters if p.requires_grad) == 104_489_536 - 287_296
     assert len([p for p in parameters if p.requires_grad]) == 35
     assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules()) == 37
+    assert backbone.channels == (128, 256, 512, 1024, 4096)
+    assert backbone.strides == (2, 4, 8, 8, 8)
 
 
-def test_freezing_the_first_stage_freezes_what_the_authors_freeze(backbone: Backbone) -> None:
-    frozen = {name.split(".")[0] for name, p in backbone.named_parameters() if p.ndim == 4 and not p.requires_grad}
+def test_freezing_the_first_stage_freezes_what_the_authors_freeze(narrow: Backbone) -> None:
+    frozen = {name.split(".")[0] for name, p in narrow.named_parameters() if p.ndim == 4 and not p.requires_grad}
     assert frozen == {"conv1a", "b2", "b2_1", "b2_2"}
-    assert not any(m.training for m in backbone.train().modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert not any(m.training for m in narrow.train().modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 def test_another_output_stride_is_refused() -> None:
@@ -117,60 +113,55 @@ def test_another_output_stride_is_refused() -> None:
         build_backbone(BackboneConfig(name="resnet38d"))
 
 
-def test_cells_are_centred_by_phases_that_the_authors_do_not_have(backbone: Backbone) -> None:
-    strided = ("b2", "b3", "b4")
-    layers = [(getattr(backbone, b).conv_branch2a, getattr(backbone, b).conv_branch1) for b in strided]
-    assert [[layer.phase for layer in pair] for pair in layers] == [[1, 1], [1, 1], [0, 0]]
+@pytest.mark.parametrize("size", [(40, 24), (45, 67)])
+def test_maps_are_the_specifications(narrow: Backbone, size: tuple[int, int]) -> None:
+    narrow.symmetric_padding()
+    x = torch.randn(1, 3, *size, dtype=torch.double)
+    with torch.no_grad():
+        maps = narrow.eval().features(x)
+        expected = list(Specification(narrow.state_dict(), dropout=False).maps(x))
+    assert tuple(m.shape[1] for m in maps) == narrow.channels
+    assert tuple(-(-size[0] // m.shape[2]) for m in maps) == narrow.strides
+    torch.testing.assert_close(maps, expected)
 
 
-def close(got: Tensor | None, want: Tensor | None) -> None:
-    assert got is not None and want is not None
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.detach().abs().max()))
-
-
-def test_maps_are_the_specifications(backbone: Backbone) -> None:
-    x = torch.randn(1, 3, 40, 24)
-    with padding(backbone.eval(), symmetric=True), torch.no_grad():
-        maps = backbone.features(x)
-        expected = list(Specification(backbone.state_dict(), dropout=False).maps(x))
-    assert tuple(m.shape[1] for m in maps) == backbone.channels == (128, 256, 512, 1024, 4096)
-    assert tuple(40 // m.shape[2] for m in maps) == backbone.strides == (2, 4, 8, 8, 8)
-    for got, want in zip(maps, expected, strict=True):
-        close(got, want)
-
-
+@pytest.mark.parametrize("least_cells", [1, 10**6])
 def test_gradients_are_the_specifications_with_the_same_dropout(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    narrow: Backbone, least_cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.models.kept_channels.LEAST_CELLS", 1)
-    state = {k: v.detach().clone().requires_grad_(v.ndim == 4) for k, v in backbone.state_dict().items()}
-    x = torch.randn(2, 3, 40, 24)
-    with padding(backbone.train(), symmetric=True):
-        torch.manual_seed(1)
-        maps = backbone.features(x)[1:]
+    monkeypatch.setattr("training.models.kept_channels.LEAST_CELLS", least_cells)
+    narrow.symmetric_padding()
+    state = {k: v.detach().clone().requires_grad_(v.ndim == 4) for k, v in narrow.state_dict().items()}
+    x = torch.randn(2, 3, 40, 24, dtype=torch.double)
     torch.manual_seed(1)
-    expected = list(Specification(state, dropout=True).maps(x))[1:]
-    weights = [torch.rand_like(m) - 0.5 for m in expected]
-    torch.autograd.backward(maps, weights)
-    torch.autograd.backward(expected, weights)
-    close(maps[-1], expected[-1])
-    for name, parameter in backbone.named_parameters():
+    maps = narrow.train().features(x)
+    torch.manual_seed(1)
+    expected = list(Specification(state, dropout=True).maps(x))
+    torch.testing.assert_close(maps, expected)
+    weights = [torch.rand_like(m) - 0.5 for m in expected[1:]]
+    torch.autograd.backward(maps[1:], weights)
+    torch.autograd.backward(expected[1:], weights)
+    for name, parameter in narrow.named_parameters():
         if parameter.requires_grad:
-            close(parameter.grad, state[name].grad)
-    backbone.zero_grad()
+            torch.testing.assert_close(parameter.grad, state[name].grad)
 
 
 @pytest.mark.parametrize(("symmetric", "centre"), [(False, 8 * 24 + 3), (True, 8 * 24)])
-def test_where_a_cell_looks(backbone: Backbone, symmetric: bool, centre: int) -> None:
+def test_where_a_cell_looks(narrow: Backbone, symmetric: bool, centre: int) -> None:
     """Cell 24 of a stride-8 map covers pixels 192 to 199; the authors' padding centres it on the first of them."""
-    x = torch.randn(1, 3, 384, 16, requires_grad=True)
-    with padding(backbone.eval(), symmetric):
-        backbone.features(x)[2][0, :, 24].sum().backward()
+    if symmetric:
+        narrow.symmetric_padding()
+    x = torch.randn(1, 3, 384, 16, dtype=torch.double, requires_grad=True)
+    narrow.eval().features(x)[2][0, :, 24].sum().backward()
     assert x.grad is not None
     rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
     assert int(rows[0]) > 0 and int(rows[-1]) < 383, "the field must end inside the image"
     assert (int(rows[0]) + int(rows[-1])) / 2 == centre
-    backbone.zero_grad()
+
+
+def test_on_a_cpu_the_layout_stays_plain(narrow: Backbone) -> None:
+    torch.nn.Sequential(narrow).to(memory_format=torch.channels_last)
+    assert all(p.is_contiguous() for p in narrow.parameters())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -1,4 +1,4 @@
-"""Start weights: torchvision's published ImageNet files, a .pth or a .safetensors file."""
+"""Start weights: published ImageNet files, a .pth, .safetensors or MXNet .params file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.models.backbone import Backbone
+from training.models.mxnet_params import read_params, resnet38d_from_mxnet
 from weakseg.errors import WeightsError
 from weakseg.recipe import BackboneConfig
 
@@ -19,6 +20,7 @@ IMAGENET = {
     "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
     "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
 }
+AUTHORS_HEADS = {"fc8": "head", "f8_3": "pcm.low", "f8_4": "pcm.high", "f9": "pcm.embed"}  # SEAM's names -> ours
 CLASSIFIER_PREFIXES = ("classifier.", "fc.")  # the 1000-way head of the published files is not used
 
 
@@ -30,14 +32,19 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> None:
     """
     assert config.weights is not None
     state = _download(config.name) if config.weights == "imagenet" else read_state_dict(Path(config.weights))
+    state, _ = authors_state(state)
     state = {_own_name(key): value for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     load_strictly(backbone, state, what=f"{config.weights} into {config.name}")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .pth/.pt (`weights_only`, so no code runs) or .safetensors file."""
+    """Tensors by name from a .pth/.pt (`weights_only`, so no code runs), .safetensors or ResNet-38 .params file."""
     if not path.is_file():
-        raise WeightsError(f"no weights file {path}: give a .pth or .safetensors file, or 'imagenet' to download")
+        raise WeightsError(
+            f"no weights file {path}: give a .pth, .safetensors or .params file, or 'imagenet' to download"
+        )
+    if path.suffix == ".params":
+        return resnet38d_from_mxnet(read_params(path))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -55,6 +62,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds {type(state).__name__}, expected a state dict: names to tensors")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def authors_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A state dict of SEAM's or psa's code (`resnet38_SEAM.pth`) as backbone and head.
+
+    Returns: the backbone's tensors, whose names are ours; the head's, renamed fc8 -> head, f8_3 -> pcm.low,
+        f8_4 -> pcm.high, f9 -> pcm.embed, each a 1x1 convolution. Any other state dict: itself, and {}.
+    """
+    if "b2.conv_branch2a.weight" not in state:
+        return state, {}
+    backbone, head = {}, {}
+    for key, value in state.items():
+        layer, _, rest = key.partition(".")
+        if layer in AUTHORS_HEADS:
+            head[f"{AUTHORS_HEADS[layer]}.{rest}"] = value
+        else:
+            backbone[key] = value
+    return backbone, head
 
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -84,8 +109,10 @@ def _own_name(key: str) -> str:
 
 def _download(name: str) -> dict[str, Tensor]:
     if name not in IMAGENET:
+        where = ": give ilsvrc-cls_rna-a1_cls1000_ep-0001.params of github.com/itijyou/ademxapp"
         raise WeightsError(
-            f"no ImageNet weights are published for {name}: train it from scratch (weights None) or give a file"
+            f"no ImageNet weights to download are known for {name}"
+            + (where if name == "resnet38d" else ": train it from scratch (weights None) or give a file")
         )
     url = IMAGENET[name]
     try:
