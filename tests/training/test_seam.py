@@ -374,3 +374,10 @@ def test_sections_of_the_config_are_what_the_model_is_built_from() -> None:
     train = replace(config(pcm_mib=1), dropout=0.25)
     model = methods.get("seam").build(backbone(), 2, train)
     assert model.options == {"dropout": 0.25, "parity": False, "pcm_mib": 1}
+
+
+def test_over_resnet38d_it_has_the_papers_size() -> None:
+    backbone = build_backbone(BackboneConfig(name="resnet38d", output_stride=8, freeze_stages=1))
+    model = methods.get("seam").build(backbone, 20, config(parity=True))
+    assert sum(p.numel() for p in model.parameters()) == 105_358_208
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 104_489_536

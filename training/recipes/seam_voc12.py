@@ -25,7 +25,9 @@ from weakseg.recipe import (
 RECIPE = Recipe(
     name="seam_voc12",
     data=DataConfig(root="VOCdevkit/VOC2012", format="voc", train="train_aug", tags="xml"),
-    backbone=BackboneConfig(name="resnet38d", weights="ilsvrc-cls_rna-a1_cls1000_ep-0001.params", output_stride=8),
+    backbone=BackboneConfig(
+        name="resnet38d", weights="ilsvrc-cls_rna-a1_cls1000_ep-0001.params", output_stride=8, freeze_stages=1
+    ),
     train=TrainConfig(
         method="seam",
         dropout=0.5,
