@@ -33,6 +33,12 @@ class Batch(NamedTuple):
     labels: Tensor | None
     ids: list[str]
 
+    def to(self, device: torch.device) -> Batch:
+        """On a device; the host does not wait."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        images, tags = self.images.to(device, non_blocking=True), self.tags.to(device, non_blocking=True)
+        return Batch(images, tags, labels, self.ids)
+
 
 class TrainingImages(TorchDataset[tuple[Tensor, Tensor, Tensor | None, str]]):
     """Items are asked for by (epoch, index), so that augmentation depends on both and on nothing else."""

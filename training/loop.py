@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from training import distributed
 from training.checkpoint import Checkpoint
-from training.data import Batch, Batches, TrainingImages, batches_of, loader
+from training.data import Batches, TrainingImages, batches_of, loader
+from training.memory import check_memory
 from training.metrics_log import MetricsLog
 from training.optim import build_optimizer, set_learning_rate
 from training.precision import Precision
 from training.randomness import seed_torch
-from training.step import Losses, Moment, Step
+from training.step import Losses, Moment, Step, compiled
 from weakseg.progress import Progress
 from weakseg.stages import effective
 
@@ -60,9 +61,13 @@ def fit(
         fingerprint={"optim": effective(config), "seed": seed, "n": len(images)},
     )
     start = batches.start = state.load()
+    model.train()
+    if start == 0 < total:
+        check_memory(step, images, batches.share, Moment(total - 1, config.epochs - 1, 1 - 1 / total), progress)
+    if config.compile:
+        step.model = compiled(model)
     log = MetricsLog(folder, start) if rank == 0 else None
     saved_at = time.monotonic()
-    model.train()
     with progress.task(
         "train", total=total * config.batch_size, unit="images", initial=start * config.batch_size
     ) as bar:
@@ -70,7 +75,7 @@ def fit(
             seed_torch(seed, n, rank)
             lr = set_learning_rate(step.optimizer, config, n, total)
             moment = Moment(n, n // batches.per_epoch, n / total)
-            values = step(_to(batch, device), moment)
+            values = step(batch.to(device), moment)
             if log is None:
                 continue
             n_images = len(batch.ids) * distributed.size()
@@ -88,10 +93,3 @@ def fit(
     log.close()
     state.save(total)
     return {"n_images": (total - start) * config.batch_size, "steps": total, **log.last}
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
-    return Batch(
-        batch.images.to(device, non_blocking=True), batch.tags.to(device, non_blocking=True), labels, batch.ids
-    )

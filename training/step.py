@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training import distributed
 from training.data import Batch
 from training.precision import Precision
-from weakseg.errors import TrainingError
+from weakseg.errors import ConfigError, TrainingError
 from weakseg.recipe import OptimConfig
 
 
@@ -53,19 +53,24 @@ class Step:
 
     def backward(self, batch: Batch, moment: Moment) -> dict[str, float]:
         """Add this batch's share to the gradients; returns the losses as floats, of this process alone."""
-        with self.precision.autocast():
-            parts = self.losses(self.model, batch, moment)
-            loss = torch.stack(list(parts.values())).sum()
-        self.precision.scaler.scale(loss / self.config.accumulate).backward()
+        parts = self.differentiate(batch, moment)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         largest = nn.utils.get_total_norm(gradients, norm_type=math.inf)
-        *figures, gradient = torch.stack([loss, *parts.values(), largest]).tolist()  # the one wait for the device
-        values = dict(zip(["loss", *(f"loss/{name}" for name in parts)], figures, strict=True))
+        *figures, gradient = torch.stack([*parts.values(), largest]).tolist()  # the one wait for the device
+        values = dict(zip(parts, figures, strict=True))
         if not math.isfinite(values["loss"]):
             raise _not_finite("loss", values, batch, moment)
         if not math.isfinite(gradient) and not self.precision.forgives_overflow():
             raise _not_finite("gradient", values, batch, moment)
         return values
+
+    def differentiate(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """Forward and backward pass; returns the sum of the losses and each of them by name."""
+        with self.precision.autocast():
+            parts = self.losses(self.model, batch, moment)
+            loss = torch.stack(list(parts.values())).sum()
+        self.precision.scaler.scale(loss / self.config.accumulate).backward()
+        return {"loss": loss.detach()} | {f"loss/{name}": part.detach() for name, part in parts.items()}
 
     def update(self) -> None:
         distributed.average_gradients(self.parameters)
@@ -76,6 +81,24 @@ class Step:
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model with a compiled forward pass, for inputs of one size; `model` itself, weights and keys, stays as it is.
+
+    Raises:
+        ConfigError: nothing can be compiled here.
+    """
+    device = next(model.parameters()).device
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.ones(2, device=device))
+    except Exception as error:  # a compiler that is missing or broken shows in many unrelated types
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"optim.compile needs a compiler that works for {device.type} ({reason}): install a C++ compiler (for CUDA "
+            "also Triton), or leave optim.compile off"
+        ) from error
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def _not_finite(what: str, values: dict[str, float], batch: Batch, moment: Moment) -> TrainingError:

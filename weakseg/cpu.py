@@ -17,7 +17,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
         root: where /proc and /sys/fs/cgroup are found; tests put a tree of their own there.
     """
     limits = [affinity()]
-    for folder, version in _groups(root):
+    for folder, version in cgroups("cpu", root):
         quota = _quota_v2(folder) if version == 2 else _quota_v1(folder)
         if quota is not None:
             limits.append(math.ceil(quota))
@@ -31,16 +31,16 @@ def affinity() -> int:
     return os.cpu_count() or 1  # macOS and Windows have no affinity call
 
 
-def _groups(root: Path) -> list[tuple[Path, int]]:
-    """(folder, cgroup version) of this process's CPU groups, innermost first, up to the mount points."""
+def cgroups(controller: str, root: Path = Path("/")) -> list[tuple[Path, int]]:
+    """(folder, cgroup version) of this process's "cpu" or "memory" groups, innermost first, up to the mount points."""
     mount = root / "sys/fs/cgroup"
     found = []
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base, version = mount, 2
-        elif "cpu" in controllers.split(","):
-            base, version = mount / "cpu", 1
+        elif controller in controllers.split(","):
+            base, version = mount / controller, 1
         else:
             continue
         # Inside a container the path may be the host's, which is not mounted: then only the mount point itself exists.

@@ -1,0 +1,49 @@
+import pytest
+
+from weakseg.memory import available_bytes
+
+GIB = 2**30
+HOST = {"proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemFree: 1 kB\nMemAvailable:   {32 * 2**20} kB\n"}
+
+
+def v1(folder: str, limit: int, usage: int) -> dict[str, str]:
+    base = f"sys/fs/cgroup/memory{folder}"
+    return {f"{base}/memory.limit_in_bytes": f"{limit}\n", f"{base}/memory.usage_in_bytes": f"{usage}\n"}
+
+
+def v2(folder: str, limit: object, usage: int) -> dict[str, str]:
+    base = f"sys/fs/cgroup{folder}"
+    return {f"{base}/memory.max": f"{limit}\n", f"{base}/memory.current": f"{usage}\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, None),
+        (HOST, 32),
+        (HOST | {"proc/self/cgroup": "0::/\n"} | v2("", "max", GIB), 32),
+        (HOST | {"proc/self/cgroup": "0::/\n"} | v2("", 4 * GIB, GIB), 3),
+        (HOST | {"proc/self/cgroup": "0::/a/b\n"} | v2("/a", 8 * GIB, 6 * GIB) | v2("/a/b", 4 * GIB, GIB), 2),
+        (HOST | {"proc/self/cgroup": "0::/not/mounted\n"} | v2("", 4 * GIB, GIB), 3),
+        (HOST | {"proc/self/cgroup": "0::/\n"} | v2("", GIB, 2 * GIB), 0),
+        (
+            HOST
+            | {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.stat": f"anon 7\ninactive_file {2 * GIB}\n"}
+            | v2("", 4 * GIB, 3 * GIB),
+            3,
+        ),
+        (HOST | {"proc/self/cgroup": "4:memory:/job\n1:cpu:/\n"} | v1("/job", 6 * GIB, GIB), 5),
+        (HOST | {"proc/self/cgroup": "4:memory:/\n"} | v1("", 2**63 - 4096, GIB), 32),
+        ({"proc/self/cgroup": "0::/\n"} | v2("", 4 * GIB, GIB), 3),
+    ],
+)
+def test_the_tightest_limit_counts(tmp_path, files, gib):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_bytes(tmp_path) == (None if gib is None else gib * GIB)
+
+
+def test_here():
+    found = available_bytes()
+    assert found is None or found > 0

@@ -1,0 +1,45 @@
+"""How much memory this process may still take: what the machine has free and what the container's limit leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weakseg.cpu import cgroups
+
+FILES = {  # by cgroup version: limit, usage, and in memory.stat the page cache that gives way
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """min(MemAvailable, limit - usage of every memory cgroup above this process); None where neither can be read.
+
+    Args:
+        root: where /proc and /sys/fs/cgroup are found; tests put a tree of their own there.
+    """
+    available = _field(root / "proc/meminfo", "MemAvailable:")
+    left = [] if available is None else [available * 1024]
+    for folder, version in cgroups("memory", root):
+        limit_name, usage_name, cache_name = FILES[version]
+        limit, usage = _number(folder / limit_name), _number(folder / usage_name)
+        if limit is not None and usage is not None:
+            left.append(limit - usage + (_field(folder / "memory.stat", cache_name) or 0))
+    return max(0, min(left)) if left else None
+
+
+def _number(path: Path) -> int | None:
+    """None for "max" and what cannot be read."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number behind a name in a file of `name number` lines."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), None)
