@@ -55,8 +55,8 @@ class Step:
         """Add this batch's share to the gradients; returns the losses as floats, of this process alone."""
         parts = self.differentiate(batch, moment)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        largest = nn.utils.get_total_norm(gradients, norm_type=math.inf)
-        *figures, gradient = torch.stack([*parts.values(), largest]).tolist()  # the one wait for the device
+        norm = nn.utils.get_total_norm(gradients)
+        *figures, gradient = torch.stack([*parts.values(), norm]).tolist()  # the one wait for the device
         values = dict(zip(parts, figures, strict=True))
         if not math.isfinite(values["loss"]):
             raise _not_finite("loss", values, batch, moment)
