@@ -46,7 +46,7 @@ def max_norm(maps: Tensor, eps: float = 1e-5) -> Tensor:
         maps: (B, K, h, w). Returns: the same shape, in [0, 1); a constant map becomes 0.
     Source: YudeWang/SEAM tool/visualization.py `max_norm`.
     """
-    p = maps.relu()
+    p = maps.float().relu()  # half precision knows no eps this small beside 1
     low, high = p.amin(dim=(2, 3), keepdim=True), p.amax(dim=(2, 3), keepdim=True)
     return (p - low - eps).relu() / (high - low + eps)
 

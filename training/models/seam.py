@@ -103,7 +103,7 @@ def pcm_input(cam: Tensor, tags: Tensor | None) -> Tensor:
             and none competes (at inference the tags may not be known, and a class must not depend on others).
     Source: Wang et al. 2020, section 3.3; the suppression is in YudeWang/SEAM network/resnet38_SEAM.py only.
     """
-    d = cam.detach().relu()
+    d = cam.detach().float().relu()
     d = (d - EPS).relu() / (d.amax(dim=(2, 3), keepdim=True) + EPS)
     if tags is not None:
         d = d * tags[:, :, None, None].to(d.dtype)
@@ -125,6 +125,12 @@ def pixel_correlation(maps: Tensor, features: Tensor, limit_bytes: int | None = 
         (B, K, N); stays within each map's own minimum and maximum, up to eps.
     Source: SEAM, Wang et al., CVPR 2020, equation 6.
     """
+    # In full precision under autocast, too: columns are divided by sums of thousands of small numbers.
+    with torch.autocast(maps.device.type, enabled=False):
+        return _correlated(maps.float(), features.float(), limit_bytes)
+
+
+def _correlated(maps: Tensor, features: Tensor, limit_bytes: int | None) -> Tensor:
     f = features / (features.norm(dim=1, keepdim=True) + EPS)
     n_batch, n = maps.shape[0], maps.shape[2]
     if limit_bytes is None or torch.compiler.is_exporting():
