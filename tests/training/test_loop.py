@@ -24,7 +24,7 @@ from training.optim import build_optimizer, parameter_groups, poly_factor, set_l
 from weakseg.datasets import read
 from weakseg.errors import ConfigError, TrainingError
 from weakseg.progress import Progress
-from weakseg.recipe import BackboneConfig, OptimConfig, Recipe, TrainConfig
+from weakseg.recipe import BackboneConfig, OptimConfig, Recipe
 
 SILENT = Progress("silent")
 
