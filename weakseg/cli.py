@@ -47,6 +47,7 @@ EXTRAS = {  # top-level import name -> the extra that brings it
     "torch": "train",
     "tensorboard": "train",
     "safetensors": "train",
+    "transformers": "hf",
     "numba": "refine",
     "llvmlite": "refine",
     "pydensecrf": "crf",

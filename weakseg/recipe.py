@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from weakseg.errors import ConfigError
+
+BACKBONES = ("mobilenet_v2", "resnet50", "resnet101", "resnet38d", "small_resnet")
+HF_PREFIX = "hf:"
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -29,12 +34,19 @@ class DataConfig:
 class BackboneConfig:
     """The network under every head."""
 
-    name: Literal["mobilenet_v2", "resnet50", "resnet101", "resnet38d", "small_resnet"] = "mobilenet_v2"
-    weights: str | None = None  # "imagenet", a .pth or a .safetensors file; None = random
+    name: str = "mobilenet_v2"  # mobilenet_v2, resnet50, resnet101, resnet38d, small_resnet, hf:<id or folder>
+    weights: str | None = None  # "imagenet", a .pth, .safetensors or .params file; None = random, for hf: its own
     input_scale: Literal["imagenet", "inception"] = "imagenet"  # mean/std of the weights; inception: x / 127.5 - 1
     output_stride: Literal[8, 16] = 16
     freeze_stages: int = 2  # the first N of 5 stages get no gradient
     freeze_bn: bool = True  # batch norm keeps its statistics and affine
+
+    def __post_init__(self) -> None:
+        if self.name not in BACKBONES and (not self.name.startswith(HF_PREFIX) or self.name == HF_PREFIX):
+            raise ConfigError(
+                f"unknown backbone {self.name!r}: expected one of {', '.join(BACKBONES)}, or hf:<id or folder> for an "
+                "AutoBackbone of Hugging Face"
+            )
 
 
 @dataclass(frozen=True)

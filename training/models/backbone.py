@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Backbone(nn.Module):
     """
 
     channels: tuple[int, ...]
+    architecture: dict[str, Any] | None = None  # of an hf: backbone, what the config's name stands for
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from training.models.backbone import Backbone
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import DeepLabV3Plus
@@ -22,14 +23,15 @@ CLASSIFIERS = {"seam": SeamClassifier}  # by training method; any other method t
 
 
 def save_model(path: Path, model: nn.Module, *, kind: str, classes: tuple[str, ...], method: str) -> None:
-    """Write {kind, method, classes, backbone, head, state_dict} atomically."""
-    backbone: BackboneConfig = model.backbone.config  # type: ignore[union-attr, assignment]
+    """Write {kind, method, classes, backbone, architecture, head, state_dict} atomically."""
+    backbone: Backbone = model.backbone  # type: ignore[assignment]
     content = {
         "format": "weakseg-model-1",
         "kind": kind,
         "method": method,
         "classes": list(classes),
-        "backbone": asdict(backbone),
+        "backbone": asdict(backbone.config),
+        "architecture": backbone.architecture,
         "head": model.options,
         "state_dict": model.state_dict(),
     }
@@ -57,6 +59,7 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
     classes = tuple(content["classes"])
     config = BackboneConfig(**content["backbone"])
     head = DeepLabV3Plus if kind == "segmentation" else CLASSIFIERS.get(content["method"], CamClassifier)
-    model = head(build_backbone(config, pretrained=False), len(classes), **content["head"])
+    backbone = build_backbone(config, pretrained=False, architecture=content.get("architecture"))
+    model = head(backbone, len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
     return model.eval(), classes
