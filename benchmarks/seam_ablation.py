@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +38,9 @@ from weakseg.run_folder import read_json
 from weakseg.scoring import Boundary, Confusion, Sweep
 from weakseg.text import table
 
-SCALES = (0.5, 1.0, 1.5, 2.0)
-ALL = "all"
+SCALES = (0.5, 1.0, 1.5, 2.0)  # each alone, and plain maps all together
+ALL = "all"  # plain maps: the sum over SCALES; refined ones: over those of the recipe
+NORMALISATION: dict[str, Literal["max", "minmax"]] = {"plain": "max", "refined": "minmax"}
 Maps = dict[tuple[str, str], NDArray[np.float32]]  # (kind, scale) -> (K, h, w) raw
 
 
@@ -50,7 +51,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "pcm": {"er": 0.0, "hard_share": 1.0},
     "er+pcm": {"hard_share": 1.0},
     "seam": {},  # with hard example mining
-    "parity": {"parity": True},
+    "parity": {"parity": True, "er": 1.0},
     "flip": {"transforms": ("flip",)},
     "translate": {"transforms": ("translate",)},
     "rotate": {"transforms": ("rotate",)},
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--on", default="val", help="val, or tune: the training images that settings may be chosen on")
-    parser.add_argument("--quick", action="store_true", help="scale 1 alone, without flip")
+    parser.add_argument("--quick", action="store_true", help="without flip")
     args, overrides = parser.parse_known_args(argv)
     base = override(load_recipe(args.recipe), overrides, prog="seam_ablation")
     root = args.folder or Path("runs/seam_ablation") / args.recipe
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             if not (folder / "train" / "classifier.pt").is_file():
                 train_classifier.run(recipe, folder, stage="train", progress=Progress())
-            write_json_atomic(scores, scored(recipe, folder, args.on, (1.0,) if args.quick else SCALES, not args.quick))
+            write_json_atomic(scores, scored(recipe, folder, args.on, flip=not args.quick))
             print(summary(root), flush=True)
     print(summary(root))
 
@@ -92,17 +93,18 @@ def recipe_of_row(base: Recipe, row: str, seed: int) -> Recipe:
     return replace(base, seed=seed, train=replace(base.train, method="seam", seam=replace(base.train.seam, **changes)))
 
 
-def scored(recipe: Recipe, folder: Path, on: str, scales: tuple[float, ...], flip: bool) -> dict[str, Any]:
+def scored(recipe: Recipe, folder: Path, on: str, flip: bool) -> dict[str, Any]:
     """{kind: {scale: scores}}."""
     model, _ = load_model(folder / "train" / "classifier.pt", kind="classifier")
-    graphs = {str(s): ClassifierGraph(model, Both(), (s,), flip).to(pick_device()).eval() for s in scales}
+    graphs = {str(s): ClassifierGraph(model, Both(), (s,), flip).to(pick_device()).eval() for s in SCALES}
+    summed = {"plain": SCALES, "refined": recipe.cam.scales if recipe.cam.method == "pcm" else SCALES}
     train = read(recipe.data, recipe.data.train)
     n_classes = len(train.classes)
     indices = scored_indices(recipe, train.classes)
     sample_of_train = threshold.drawn([sample for sample in train if sample.tags])
     maxima: dict[tuple[str, str], list[NDArray[np.float32]]] = {}
     for sample in Progress().each(sample_of_train, "threshold", total=len(sample_of_train)):
-        for key, cam01 in _views(graphs, model, sample).items():
+        for key, cam01 in _views(graphs, summed, model, sample).items():
             maxima.setdefault(key, []).append(cam01.max(axis=0))
     chosen = {key: threshold.otsu(threshold.histogram(values)).t for key, values in maxima.items()}
 
@@ -120,11 +122,11 @@ def scored(recipe: Recipe, folder: Path, on: str, scales: tuple[float, ...], fli
             continue
         image = read_image(sample.image)
         mask = truth.mask(sample.id, image.shape[:2])
-        views = _views(graphs, model, sample)
+        views = _views(graphs, summed, model, sample)
         for key, cam01 in views.items():
             tallies[key].add(image, mask, cam01, np.array(sample.tags), recipe if key[1] == ALL else None)
         for kind in {kind for kind, _ in views}:
-            alone = [views[kind, str(s)] for s in scales]
+            alone = [views[kind, str(s)] for s in SCALES]
             apart = [float(np.abs(a - b).mean()) for i, a in enumerate(alone) for b in alone[:i]]
             consistency.setdefault(kind, []).append(float(np.mean(apart)) if apart else 0.0)
     return {
@@ -191,8 +193,10 @@ class Tally:
         }
 
 
-def _views(graphs: dict[str, ClassifierGraph], model: nn.Module, sample: Sample) -> Maps:
-    """cam01 (K, H, W) of the sample's tags, by kind and scale; `all` is the sum of the raw maps."""
+def _views(
+    graphs: dict[str, ClassifierGraph], summed: dict[str, tuple[float, ...]], model: nn.Module, sample: Sample
+) -> Maps:
+    """cam01 (K, H, W) of the sample's tags, by kind and scale; ALL is the sum of raw maps."""
     image = read_image(sample.image)
     height, width = image.shape[:2]
     raw: Maps = {}
@@ -204,8 +208,8 @@ def _views(graphs: dict[str, ClassifierGraph], model: nn.Module, sample: Sample)
             if len(cam) > first:
                 raw[kind, scale] = cam[[first + tag for tag in sample.tags]]
     for kind in {kind for kind, _ in raw}:
-        raw[kind, ALL] = sum(raw[kind, scale] for scale in graphs)  # type: ignore[assignment]
-    return {key: upsample(normalise(maps), height, width) for key, maps in raw.items()}
+        raw[kind, ALL] = sum(raw[kind, str(s)] for s in summed[kind])  # type: ignore[assignment]
+    return {key: upsample(normalise(maps, NORMALISATION[key[0]]), height, width) for key, maps in raw.items()}
 
 
 def summary(root: Path) -> str:

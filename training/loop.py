@@ -7,7 +7,7 @@ a run killed at any moment continues from its last checkpoint to the same weight
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,13 @@ def fit(
     *,
     progress: Progress,
     pictures: Pictures | None = None,
+    lower: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place; the sum of the named losses is minimised.
 
     Writes checkpoint.pt, metrics.jsonl and tensorboard/ under `folder`; continues from the checkpoint if there is one.
-    Of several processes (training/distributed.py) the first alone writes.
+    Of several processes (training/distributed.py) the first alone writes. `lower`: settings of the method, with their
+    values, that make a step smaller; named where memory is short.
 
     Returns: summary with n_images (seen in all), steps, final losses.
     Raises:
@@ -63,7 +65,8 @@ def fit(
     start = batches.start = state.load()
     model.train()
     if start == 0 < total:
-        check_memory(step, images, batches.share, Moment(total - 1, config.epochs - 1, 1 - 1 / total), progress)
+        last = Moment(total - 1, config.epochs - 1, 1 - 1 / total)
+        check_memory(step, images, batches.share, last, progress, lower or {})
     if config.compile:
         step.model = compiled(model)
     log = MetricsLog(folder, start) if rank == 0 else None

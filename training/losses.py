@@ -39,26 +39,35 @@ def segmentation_cross_entropy(logits: Tensor, labels: Tensor, ignore: int, bala
     return torch.stack(parts).mean() if parts else loss.sum()
 
 
-def max_norm(maps: Tensor, eps: float = 1e-5) -> Tensor:
-    """ReLU(p - min p - eps) / (max p - min p + eps) of p = ReLU(maps), each map by its own extremes; differentiable.
+def max_norm(maps: Tensor, floor: float = 0.0, eps: float = 1e-5) -> Tensor:
+    """ReLU(p - min p - eps) / max(max p - min p, floor) of p = ReLU(maps), each by its own extremes; differentiable.
 
     Args:
-        maps: (B, K, h, w). Returns: the same shape, in [0, 1); a constant map becomes 0.
-    Source: YudeWang/SEAM tool/visualization.py `max_norm`.
+        maps: (B, K, h, w).
+        floor: a map whose values lie closer together is not stretched further. The gradient is the stretch: without a
+            floor, a map that barely answers is noise of full size with a gradient of up to 1 / eps.
+    Returns:
+        The same shape, in [0, 1); a constant map becomes 0.
+    Source: YudeWang/SEAM tool/visualization.py `max_norm`, with floor 0.
     """
     p = maps.float().relu()  # half precision knows no eps this small beside 1
     low, high = p.amin(dim=(2, 3), keepdim=True), p.amax(dim=(2, 3), keepdim=True)
-    return (p - low - eps).relu() / (high - low + eps)
+    return (p - low - eps).relu() / (high - low + eps).clamp(min=floor)
 
 
-def equivariance(first: Tensor, second: Tensor) -> Tensor:
+def equivariance(first: Tensor, second: Tensor, tags: Tensor | None = None) -> Tensor:
     """L_ER = mean |A(cam(x)) - cam(A(x))|, over images, classes and pixels; both sides carry gradient.
 
     Args:
         first, second: (B, C, h, w) normalised maps on the same grid, absent classes 0.
+        tags: (B, C) of 0 and 1: the mean is over each image's present classes, so that the loss does not fade with the
+            number of classes that a data set has; None = over all, as in the paper.
     Source: SEAM, Wang et al. 2020, equation 2.
     """
-    return (first - second).abs().mean()
+    apart = (first - second).abs().mean(dim=(2, 3))
+    if tags is None:
+        return apart.mean()
+    return (apart.sum(dim=1) / tags.sum(dim=1).clamp(min=1)).mean()
 
 
 def cross_regularisation(target: Tensor, refined: Tensor, tops: Tensor) -> Tensor:

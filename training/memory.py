@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,12 @@ STATES = {"sgd": 1, "adamw": 2}  # tensors that the optimiser keeps of each para
 OVERHEAD = 1.15
 
 
-def check_memory(step: Step, images: TrainingImages, n: int, moment: Moment, progress: Progress) -> None:
+def check_memory(
+    step: Step, images: TrainingImages, n: int, moment: Moment, progress: Progress, lower: Mapping[str, object]
+) -> None:
     """Say what a step over `n` images takes of what is free.
 
+    lower: settings of the method, with their values, that make a step smaller.
     Raises:
         ConfigError: it is more; says which settings to lower.
     """
@@ -42,10 +45,10 @@ def check_memory(step: Step, images: TrainingImages, n: int, moment: Moment, pro
     try:
         need = StepMemory(step, images, moment, n_measured=min(n, 2))
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"not even a batch of one fits into {_gib(free)}: lower optim.crop_px") from error
+        raise ConfigError(f"not even a batch of one fits into {_gib(free)}: {_lower(step.config, lower)}") from error
     taken = need(n, step.config.accumulate)
     if free is not None and taken > free:
-        advice = _advice(need, n, free, step.config)
+        advice = _advice(need, n, free, step.config, _lower(step.config, lower))
         raise ConfigError(f"a training step needs about {_gib(taken)} and {_gib(free)} are free: {advice}")
     progress.say(f"memory: a step takes about {_gib(taken)} of {_gib(free)} free")
 
@@ -137,16 +140,21 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
 
 
-def _advice(need: StepMemory, n: int, free: int, config: OptimConfig) -> str:
-    """The largest equal parts of the batch that fit, accumulated; else the size of the crop."""
+def _advice(need: StepMemory, n: int, free: int, config: OptimConfig, otherwise: str) -> str:
+    """The largest equal parts of the batch that fit, accumulated; else what to lower."""
     for parts in range(2, n + 1):
         batch_size, accumulate = config.batch_size // parts, config.accumulate * parts
         if n % parts == 0 and need(n // parts, accumulate) <= free:
             return (
                 f"set optim.batch_size {batch_size} and optim.accumulate {accumulate}, which trains nearly the same "
-                f"and takes {_gib(need(n // parts, accumulate))}, or lower optim.crop_px (now {config.crop_px})"
+                f"and takes {_gib(need(n // parts, accumulate))}, or {otherwise}"
             )
-    return f"lower optim.crop_px (now {config.crop_px}) or take a smaller network"
+    return f"{otherwise} or take a smaller network"
+
+
+def _lower(config: OptimConfig, others: Mapping[str, object]) -> str:
+    named = {"optim.crop_px": config.crop_px, **others}
+    return "lower " + " or ".join(f"{name} (now {value})" for name, value in named.items())
 
 
 def _gib(n_bytes: int | None) -> str:

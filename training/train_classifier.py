@@ -36,7 +36,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train).to(pick_device())
     images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
     shown = cam_pictures(dataset, recipe)
-    summary = fit(model, method.losses_of(recipe.train), images, folder / stage, progress=progress, pictures=shown)
+    lower = method.memory_settings(recipe.train) if hasattr(method, "memory_settings") else {}
+    losses = method.losses_of(recipe.train)
+    summary = fit(model, losses, images, folder / stage, progress=progress, pictures=shown, lower=lower)
     if distributed.rank() == 0:
         save_model(
             folder / stage / "classifier.pt",
@@ -72,6 +74,7 @@ def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict
 
 def _side_by_side(graph: nn.Module, image: np.ndarray[Any, Any], c: int, device: torch.device) -> Tensor:
     maps = graph(torch.from_numpy(image[None]).to(device))["cam"][0, c : c + 1].cpu().numpy()
+    maps = np.nan_to_num(maps)  # a run that has diverged ends by its loss, which names the images
     heat = upsample(normalise(maps), *image.shape[:2])[0]
     coloured = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     both = np.concatenate([image, (0.5 * image + 0.5 * coloured).astype(np.uint8)], axis=1)

@@ -26,7 +26,7 @@ class Transform:
 
     def image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, 3, H', W'), whole cells of the network; in parity floor(scale H)."""
-        height, width = (self._side(side) for side in images.shape[2:])
+        height, width = (self.side(side) for side in images.shape[2:])
         return self.maps(images, (height, width))
 
     def maps(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,7 +43,8 @@ class Transform:
         inside = torch.ones(1, 1, *size, device=like.device)
         return inside if self.theta is None else (self.maps(inside, size) > 0.999).to(inside.dtype)
 
-    def _side(self, side: int) -> int:
+    def side(self, side: int) -> int:
+        """Of the transformed picture."""
         if self.align_corners:
             return math.floor(side * self.scale)
         return max(1, round(side * self.scale / CANVAS)) * CANVAS

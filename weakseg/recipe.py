@@ -82,10 +82,12 @@ class SeamConfig:
     rescale: float = 0.3  # sides of the second view
     translate: float = 0.15  # largest shift, as a share of the side
     rotate_deg: float = 20.0  # largest turn
-    er: float = 1.0  # maps move with the image
+    er: float = 0.3  # maps move with the image; at 1 they shrink to points. Parity's mean over all classes wants 1
+    er_ramp: float = 0.5  # share of the training over which `er` grows to its weight; parity has it from the first step
     ecr: float = 1.0  # refined maps agree with the plain ones of the other view
     min_pooling: float = 1.0  # some of every image is background
     hard_share: float = 0.2  # of the values that ECR looks at; 1 = all, no hard example mining
+    sharpness: float = 2.0  # exponent of the pixel correlations, at least 1; parity has 1
     pcm_mib: int = 256  # what the pixel correlation matrix may take; beyond that it is computed in columns
     parity: bool = False  # as the authors' code has it, defects included (docs/training.md)
 

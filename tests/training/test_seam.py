@@ -18,8 +18,10 @@ from training.losses import adaptive_min_pooling, cross_regularisation, equivari
 from training.methods.seam import hard_counts
 from training.models import build_backbone, load_model, save_model
 from training.models.seam import (
+    PixelCorrelation,
     SeamClassifier,
     SeamOutput,
+    of_unit_power,
     pcm_input,
     pixel_correlation,
     strongest_only,
@@ -29,7 +31,7 @@ from training.transforms import Transform, draw_transform
 from weakseg.errors import ConfigError
 from weakseg.recipe import BackboneConfig, SeamConfig, TrainConfig
 
-START = Moment(step=0, epoch=0, done=0.0)
+HALFWAY = Moment(step=5, epoch=0, done=0.5)
 
 
 def backbone() -> nn.Module:
@@ -50,8 +52,8 @@ def config(**seam: object) -> TrainConfig:
     return TrainConfig(method="seam", dropout=0.0, seam=SeamConfig(**seam))  # type: ignore[arg-type]
 
 
-def losses(model: nn.Module, data: Batch, train: TrainConfig) -> dict[str, Tensor]:
-    return methods.get("seam").losses_of(train)(model, data, START)
+def losses(model: nn.Module, data: Batch, train: TrainConfig, moment: Moment = HALFWAY) -> dict[str, Tensor]:
+    return methods.get("seam").losses_of(train)(model, data, moment)
 
 
 # Pixel correlation ----------------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_in_columns_it_is_the_same_and_so_are_its_gradients(columns: int) -> Non
     results = []
     for limit in (None, columns * 2 * 25 * 4):
         features = torch.randn(2, 6, 25, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        out = pixel_correlation(maps, features, limit)
+        out = pixel_correlation(maps, features, 2.0, limit)
         (out**2).sum().backward()
         results.append((out.detach(), features.grad))
     for whole, parts in zip(*results, strict=True):
@@ -114,13 +116,49 @@ def test_the_limit_bounds_what_exists_at_a_time(monkeypatch: pytest.MonkeyPatch)
     seen: list[int] = []
     columns = seam._columns
 
-    def watched(maps: Tensor, f: Tensor, some: Tensor) -> Tensor:
+    def watched(maps: Tensor, f: Tensor, some: Tensor, sharpness: float) -> Tensor:
         seen.append(f.shape[0] * f.shape[2] * some.shape[2] * 4)
-        return columns(maps, f, some)
+        return columns(maps, f, some, sharpness)
 
     monkeypatch.setattr(seam, "_columns", watched)
     pixel_correlation(torch.rand(2, 1, 100), torch.rand(2, 3, 100), limit_bytes=8000)
     assert max(seen) <= 8000 < sum(seen) == 2 * 100 * 100 * 4
+
+
+def test_sharpness_is_the_exponent_of_the_correlations() -> None:
+    features = torch.tensor([[[1.0, 0.6], [0.0, 0.8]]])  # a cosine of 0.6
+    maps = torch.tensor([[[0.0, 1.0]]])
+    for sharpness in (1.0, 2.0, 3.5):
+        share = 0.6**sharpness
+        expected = torch.tensor([[[share / (1 + share), 1 / (1 + share)]]])
+        torch.testing.assert_close(pixel_correlation(maps, features, sharpness), expected, atol=1e-4, rtol=0)
+
+
+def test_untrained_it_averages_over_pixels_that_the_backbone_finds_alike() -> None:
+    """Two kinds of pixels, scores on a part of one kind: they spread over that kind; in parity after training."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.zeros(8, 8, dtype=torch.long)
+    kind[:, 4:] = 1
+    low, high = (torch.randn(2, n, generator=generator)[kind].movedim(2, 0)[None] for n in (24, 40))
+    images = torch.randn(1, 3, 32, 32, generator=generator)
+    scores = torch.zeros(1, 1, 8, 8)
+    scores[:, :, :2, :4] = 1  # a quarter of the left half
+    torch.manual_seed(0)
+    ours, parity = (
+        PixelCorrelation(24, 40, parity, sharpness=1.0, limit_bytes=1 << 20)(scores, images, low, high)[0, 0].detach()
+        for parity in (False, True)
+    )
+    left, right = kind == 0, kind == 1
+    assert ours[left].mean() == pytest.approx(0.25, abs=0.05)
+    assert ours[right].mean() < 0.3 * ours[left].mean()
+    assert parity[right].mean() > 0.5 * parity[left].mean()
+
+
+def test_every_channel_of_the_parts_counts_alike() -> None:
+    maps = torch.stack([torch.full((2, 3, 3), 4.0), torch.zeros(2, 3, 3)])
+    out = of_unit_power(maps)
+    torch.testing.assert_close(out[0], torch.ones(2, 3, 3), atol=1e-4, rtol=0)
+    assert (out[1] == 0).all()  # a constant image of the mean colour
 
 
 # What goes into it ----------------------------------------------------------------------------------------------------
@@ -174,6 +212,14 @@ def test_min_pooling_is_the_mean_of_the_smallest_quarter() -> None:
     assert float(adaptive_min_pooling(both, torch.tensor([[1.0, 0.0]]))) == pytest.approx(0.5)  # 0 and 1
     assert float(adaptive_min_pooling(both, torch.tensor([[1.0, 1.0]]))) == pytest.approx(100.5)
     assert float(adaptive_min_pooling(maps[..., :1, :1], torch.ones(1, 1))) == 0  # at least one pixel
+
+
+def test_equivariance_is_the_mean_over_the_classes_of_each_image() -> None:
+    first, second = torch.zeros(3, 4, 1, 2), torch.zeros(3, 4, 1, 2)
+    first[0, 0], first[1, 1] = 1.0, torch.tensor([[0.5, 0.0]])
+    tags = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    assert float(equivariance(first, second, tags)) == pytest.approx((1 + 0.25 / 2 + 0) / 3)
+    assert float(equivariance(first, second)) == pytest.approx((2 + 0.5) / 24)  # the paper's, over all
 
 
 def test_cross_regularisation_is_the_mean_of_the_largest() -> None:
@@ -321,6 +367,23 @@ def test_a_weight_of_zero_leaves_a_loss_out() -> None:
     torch.testing.assert_close(twice, 2 * once)
 
 
+@pytest.mark.parametrize(("parity", "shares"), [(False, (0.0, 0.5, 1.0, 1.0)), (True, (1.0, 1.0, 1.0, 1.0))])
+def test_er_grows_over_the_first_half(parity: bool, shares: tuple[float, ...]) -> None:
+    model = methods.get("seam").build(backbone(), 3, config(parity=parity)).eval()
+    with torch.no_grad():
+        values = [
+            float(losses(model, batch(), config(parity=parity), Moment(0, 0, done))["er"])
+            for done in (0.0, 0.25, 0.5, 0.9)
+        ]
+    assert values == pytest.approx([share * values[-1] for share in shares])
+    assert values[-1] > 0
+
+
+def test_a_sharpness_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="train.seam.sharpness must be at least 1, got 0.5"):
+        methods.get("seam").build(backbone(), 3, config(sharpness=0.5))
+
+
 def test_the_batch_is_left_alone() -> None:
     data = batch()
     before = data.images.clone(), data.tags.clone()
@@ -354,6 +417,19 @@ def test_it_is_stored_and_read_again(tmp_path, parity: bool) -> None:
             assert torch.equal(one, two)
 
 
+def test_in_parity_strided_layers_are_padded_as_the_authors_do() -> None:
+    phases = {
+        parity: {
+            module.phase
+            for module in methods.get("seam").build(backbone(), 3, config(parity=parity)).modules()
+            if hasattr(module, "phase")
+        }
+        for parity in (False, True)
+    }
+    assert phases[True] == {0}
+    assert 1 in phases[False]
+
+
 def test_refined_maps_as_a_cam_method() -> None:
     model = methods.get("seam").build(backbone(), 3, config()).eval()
     with torch.no_grad():
@@ -373,7 +449,7 @@ def test_refined_maps_need_a_pcm() -> None:
 def test_sections_of_the_config_are_what_the_model_is_built_from() -> None:
     train = replace(config(pcm_mib=1), dropout=0.25)
     model = methods.get("seam").build(backbone(), 2, train)
-    assert model.options == {"dropout": 0.25, "parity": False, "pcm_mib": 1}
+    assert model.options == {"dropout": 0.25, "parity": False, "sharpness": 2.0, "pcm_mib": 1}
 
 
 def test_over_resnet38d_it_has_the_papers_size() -> None:

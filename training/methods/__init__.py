@@ -2,7 +2,8 @@
 
 A method has `build(backbone, n_classes, config) -> nn.Module` whose forward returns at least `logits` and `cam`, and
 `losses_of(config)`, a function of (model, batch, moment) to named losses whose sum is minimised. Settings of its own
-are the section of TrainConfig that has its name.
+are the section of TrainConfig that has its name. It may have `memory_settings(config)`: those of them, with values,
+that make a step smaller.
 """
 
 from __future__ import annotations

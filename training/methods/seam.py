@@ -16,14 +16,29 @@ from training.loop import Losses, Moment
 from training.losses import adaptive_min_pooling, cross_regularisation, equivariance, max_norm, multilabel_soft_margin
 from training.models.backbone import Backbone
 from training.models.seam import SeamClassifier, SeamOutput, strongest_only, with_background
-from training.transforms import draw_transform, resized
+from training.transforms import Transform, draw_transform, resized
+from weakseg.errors import ConfigError
 from weakseg.recipe import SeamConfig, TrainConfig
 
 MAP_STRIDE = 4  # pixels of the second view per cell of the grid that maps are compared on
+LEAST_RANGE = 1.0  # of a map in logits, below which it does not count as an answer of the network
 
 
 def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:
-    return SeamClassifier(backbone, n_classes, config.dropout, config.seam.parity, config.seam.pcm_mib)
+    seam = config.seam
+    if seam.sharpness < 1:
+        raise ConfigError(f"train.seam.sharpness must be at least 1, got {seam.sharpness:g}")
+    side = Transform(scale=_scale(seam), align_corners=seam.parity).side(config.optim.crop_px)
+    if side < 2 * backbone.strides[-1]:
+        raise ConfigError(
+            f"the second view of SEAM would be {side} px, less than two cells of {backbone.strides[-1]} px: raise "
+            f"train.optim.crop_px (now {config.optim.crop_px}) or train.seam.rescale (now {seam.rescale:g})"
+        )
+    return SeamClassifier(backbone, n_classes, config.dropout, seam.parity, seam.sharpness, seam.pcm_mib)
+
+
+def memory_settings(config: TrainConfig) -> dict[str, object]:
+    return {"train.seam.pcm_mib": config.seam.pcm_mib}
 
 
 def losses_of(config: TrainConfig) -> Losses:
@@ -51,10 +66,14 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -
         parts["min_pooling"] = config.min_pooling * (pooled[0] + pooled[1]) / 2
 
     valid = transform.valid(size, images)
-    cam_1, cam_2 = transform.maps(_present(first.cam, tags), size), resized(_present(second.cam, tags), size)
+    floor = 0.0 if config.parity else LEAST_RANGE
+    cam_1 = transform.maps(_present(first.cam, tags, floor), size)
+    cam_2 = resized(_present(second.cam, tags, floor), size)
     cam_1, cam_2 = with_background(cam_1) * valid, with_background(cam_2) * valid
     if config.er > 0:
-        parts["er"] = config.er * equivariance(cam_1[:, 1:], cam_2[:, 1:])
+        # Of maps that mean nothing yet, ER is least where they are empty.
+        ramp = 1.0 if config.parity or config.er_ramp == 0 else min(1.0, moment.done / config.er_ramp)
+        parts["er"] = ramp * config.er * equivariance(cam_1[:, 1:], cam_2[:, 1:], None if config.parity else tags)
     if config.ecr > 0:
         known = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)  # the background is in every image
         refined_1 = transform.maps(_present(first.refined, known), size) * valid
@@ -76,9 +95,13 @@ def hard_counts(tags: Tensor, size: tuple[int, int], config: SeamConfig) -> Tens
     return (channels * size[0] * size[1] * config.hard_share).long().clamp(min=1)
 
 
-def _present(maps: Tensor, tags: Tensor) -> Tensor:
+def _scale(config: SeamConfig) -> float:
+    return config.rescale if "rescale" in config.transforms else 1.0
+
+
+def _present(maps: Tensor, tags: Tensor, floor: float = 0.0) -> Tensor:
     """Maps in [0, 1) by their own extremes, absent classes 0."""
-    return max_norm(maps) * tags[:, :, None, None].to(maps.dtype)
+    return max_norm(maps, floor) * tags[:, :, None, None].to(maps.dtype)
 
 
 def _at_size(output: SeamOutput, images: Tensor) -> SeamOutput:

@@ -34,22 +34,33 @@ class SeamClassifier(nn.Module):
     No gradient flows from `refined` into the backbone or the head.
 
     parity: as the authors' code has it: a head with a background channel that nothing supervises, classes that are not
-        in the image compete in the PCM, maps are brought to a size with aligned corners. Default: the classes given as
-        present compete alone, half-pixel alignment.
+        in the image compete in the PCM, maps are brought to a size with aligned corners, the PCM starts from random
+        weights. Default: the classes given as present compete alone, half-pixel alignment, and see PixelCorrelation.
+    sharpness: exponent of the correlations; 1 in parity.
     pcm_mib: what the PCM's correlation matrix may take; beyond that it is computed in columns.
     """
 
     def __init__(
-        self, backbone: Backbone, n_classes: int, dropout: float = 0.5, parity: bool = False, pcm_mib: int = 256
+        self,
+        backbone: Backbone,
+        n_classes: int,
+        dropout: float = 0.5,
+        parity: bool = False,
+        sharpness: float = 2.0,
+        pcm_mib: int = 256,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.options = {"dropout": dropout, "parity": parity, "pcm_mib": pcm_mib}  # what store.py builds it from
+        self.options = {"dropout": dropout, "parity": parity, "sharpness": sharpness, "pcm_mib": pcm_mib}  # store.py
         self.n_classes, self.parity = n_classes, parity
+        if parity:
+            backbone.symmetric_padding()
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(backbone.channels[-1], n_classes + parity, 1, bias=False)
         nn.init.xavier_uniform_(self.head.weight)
-        self.pcm = PixelCorrelation(backbone.channels[-3], backbone.channels[-2], parity, pcm_mib << 20)
+        self.pcm = PixelCorrelation(
+            backbone.channels[-3], backbone.channels[-2], parity, 1.0 if parity else sharpness, pcm_mib << 20
+        )
 
     def forward(self, images: Tensor, tags: Tensor | None = None) -> SeamOutput:
         """images (B, 3, H, W) RGB 0..255; tags (B, C) of 0 and 1, the classes that compete; None = each by itself."""
@@ -62,17 +73,27 @@ class SeamClassifier(nn.Module):
 
 
 class PixelCorrelation(nn.Module):
-    """PCM: each map becomes its own average over pixels that look alike."""
+    """PCM: each map becomes its own average over pixels that look alike.
 
-    def __init__(self, low_channels: int, high_channels: int, align_corners: bool, limit_bytes: int) -> None:
+    In parity, pixels are at first compared by random projections of the taps with a ReLU behind them, which makes them
+    all look alike; the module must be trained for long before it betters the maps that it is given. By default the
+    projections start as isometries without a ReLU and every channel counts alike: pixels are at first compared by the
+    cosine of what the backbone itself says of them (docs/results.md has what that is worth).
+    """
+
+    def __init__(self, low_channels: int, high_channels: int, parity: bool, sharpness: float, limit_bytes: int) -> None:
         super().__init__()
-        self.align_corners, self.limit_bytes = align_corners, limit_bytes
+        self.parity, self.sharpness, self.limit_bytes = parity, sharpness, limit_bytes
         self.low = nn.Conv2d(low_channels, LOW, 1, bias=False)
         self.high = nn.Conv2d(high_channels, HIGH, 1, bias=False)
         self.embed = nn.Conv2d(3 + LOW + HIGH, EMBEDDING, 1, bias=False)
-        nn.init.kaiming_normal_(self.low.weight)
-        nn.init.kaiming_normal_(self.high.weight)
-        nn.init.xavier_uniform_(self.embed.weight, gain=4)
+        if parity:
+            nn.init.kaiming_normal_(self.low.weight)
+            nn.init.kaiming_normal_(self.high.weight)
+            nn.init.xavier_uniform_(self.embed.weight, gain=4)
+        else:
+            for conv in (self.low, self.high, self.embed):
+                nn.init.orthogonal_(conv.weight)
 
     def forward(self, scores: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """scores (B, K, h, w) -> (B, K, h, w).
@@ -81,15 +102,25 @@ class PixelCorrelation(nn.Module):
             images: (B, 3, H, W) normalised. low, high: taps of the backbone; no gradient flows into any of them.
         """
         size = scores.shape[2:]
-        parts = [images, F.relu(self.low(low.detach())), F.relu(self.high(high.detach()))]
-        features = self.embed(torch.cat([self._at(part, size) for part in parts], dim=1))
-        refined = pixel_correlation(scores.flatten(2), features.flatten(2), self.limit_bytes)
+        low, high = self.low(low.detach()), self.high(high.detach())
+        if self.parity:
+            parts = [self._at(part, size) for part in (images, low.relu(), high.relu())]
+        else:
+            parts = [of_unit_power(self._at(part, size)) for part in (images, low, high)]
+        features = self.embed(torch.cat(parts, dim=1))
+        refined = pixel_correlation(scores.flatten(2), features.flatten(2), self.sharpness, self.limit_bytes)
         return refined.reshape(scores.shape)
 
     def _at(self, maps: Tensor, size: torch.Size) -> Tensor:
         if maps.shape[2:] == size:
             return maps
-        return F.interpolate(maps, size, mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(maps, size, mode="bilinear", align_corners=self.parity)
+
+
+def of_unit_power(maps: Tensor) -> Tensor:
+    """Each image's maps (B, K, h, w) divided by their root mean square."""
+    maps = maps.float()
+    return maps / (maps.square().mean(dim=(1, 2, 3), keepdim=True) + EPS).sqrt()
 
 
 def pcm_input(cam: Tensor, tags: Tensor | None) -> Tensor:
@@ -113,13 +144,14 @@ def pcm_input(cam: Tensor, tags: Tensor | None) -> Tensor:
     return torch.cat([1 - strongest, d], dim=1)
 
 
-def pixel_correlation(maps: Tensor, features: Tensor, limit_bytes: int | None = None) -> Tensor:
+def pixel_correlation(maps: Tensor, features: Tensor, sharpness: float = 1.0, limit_bytes: int | None = None) -> Tensor:
     """Average each map over pixels with similar features.
 
-    out[k, j] = sum_i maps[k, i] a_ij / (sum_i a_ij + eps),   a_ij = ReLU(cos(f_i, f_j))
+    out[k, j] = sum_i maps[k, i] a_ij / (sum_i a_ij + eps),   a_ij = ReLU(cos(f_i, f_j))^sharpness
 
     Args:
         maps: (B, K, N), any scale, N = h * w. features: (B, D, N).
+        sharpness: at least 1; the paper's equation has 1.
         limit_bytes: bound of the correlations that exist at a time; None = all N x N.
     Returns:
         (B, K, N); stays within each map's own minimum and maximum, up to eps.
@@ -127,25 +159,27 @@ def pixel_correlation(maps: Tensor, features: Tensor, limit_bytes: int | None = 
     """
     # In full precision under autocast, too: columns are divided by sums of thousands of small numbers.
     with torch.autocast(maps.device.type, enabled=False):
-        return _correlated(maps.float(), features.float(), limit_bytes)
+        return _correlated(maps.float(), features.float(), sharpness, limit_bytes)
 
 
-def _correlated(maps: Tensor, features: Tensor, limit_bytes: int | None) -> Tensor:
+def _correlated(maps: Tensor, features: Tensor, sharpness: float, limit_bytes: int | None) -> Tensor:
     f = features / (features.norm(dim=1, keepdim=True) + EPS)
     n_batch, n = maps.shape[0], maps.shape[2]
     if limit_bytes is None or torch.compiler.is_exporting():
-        return _columns(maps, f, f)
+        return _columns(maps, f, f, sharpness)
     width = max(1, limit_bytes // max(1, n_batch * n * f.element_size()))
     if width >= n:
-        return _columns(maps, f, f)
+        return _columns(maps, f, f, sharpness)
     # Checkpoints: with gradients, the matrix would otherwise be kept whole for the way back.
-    parts = [checkpoint(_columns, maps, f, some, use_reentrant=False) for some in f.split(width, dim=2)]
+    parts = [checkpoint(_columns, maps, f, some, sharpness, use_reentrant=False) for some in f.split(width, dim=2)]
     return torch.cat(parts, dim=2)
 
 
-def _columns(maps: Tensor, f: Tensor, some: Tensor) -> Tensor:
+def _columns(maps: Tensor, f: Tensor, some: Tensor, sharpness: float) -> Tensor:
     """The columns j of `some` (B, D, n), a part of f (B, D, N)."""
     affinity = (f.transpose(1, 2) @ some).relu()  # (B, N, n)
+    if sharpness != 1:
+        affinity = affinity**sharpness
     return (maps @ affinity) / (affinity.sum(dim=1, keepdim=True) + EPS)
 
 
