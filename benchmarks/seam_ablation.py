@@ -51,7 +51,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "pcm": {"er": 0.0, "hard_share": 1.0},
     "er+pcm": {"hard_share": 1.0},
     "seam": {},  # with hard example mining
-    "parity": {"parity": True, "er": 1.0},
+    "parity": {"parity": True},
     "flip": {"transforms": ("flip",)},
     "translate": {"transforms": ("translate",)},
     "rotate": {"transforms": ("rotate",)},

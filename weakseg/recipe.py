@@ -82,7 +82,7 @@ class SeamConfig:
     rescale: float = 0.3  # sides of the second view
     translate: float = 0.15  # largest shift, as a share of the side
     rotate_deg: float = 20.0  # largest turn
-    er: float = 0.3  # maps move with the image; at 1 they shrink to points. Parity's mean over all classes wants 1
+    er: float = 1.0  # maps move with the image
     er_ramp: float = 0.5  # share of the training over which `er` grows to its weight; parity has it from the first step
     ecr: float = 1.0  # refined maps agree with the plain ones of the other view
     min_pooling: float = 1.0  # some of every image is background

@@ -337,9 +337,21 @@ def test_the_refined_maps_train_the_pcm_alone(parity: bool) -> None:
     assert touched == {"pcm.low.weight", "pcm.high.weight", "pcm.embed.weight"}
 
 
-def test_er_reaches_the_backbone_through_both_views() -> None:
-    model = methods.get("seam").build(backbone(), 3, config()).train()
-    losses(model, batch(), config())["er"].backward()
+@pytest.mark.parametrize(("parity", "learns"), [(True, [True, True]), (False, [True, False])])
+def test_er_reaches_the_backbone(parity: bool, learns: list[bool]) -> None:
+    model = methods.get("seam").build(backbone(), 3, config(parity=parity)).train()
+    cams: list[Tensor] = []
+
+    class Watched(nn.Module):
+        def forward(self, images: Tensor, tags: Tensor) -> SeamOutput:
+            output = model(images, tags)
+            output.cam.retain_grad()
+            cams.append(output.cam)
+            return output
+
+    losses(Watched(), batch(), config(parity=parity))["er"].backward()
+    assert [cam.grad is not None and bool(cam.grad.abs().sum() > 0) for cam in cams] == learns
+    assert next(model.backbone.parameters()).grad.abs().sum() > 0
     assert model.head.weight.grad.abs().sum() > 0
     assert model.pcm.embed.weight.grad is None
 

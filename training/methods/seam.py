@@ -71,9 +71,7 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -
     cam_2 = resized(_present(second.cam, tags, floor), size)
     cam_1, cam_2 = with_background(cam_1) * valid, with_background(cam_2) * valid
     if config.er > 0:
-        # Of maps that mean nothing yet, ER is least where they are empty.
-        ramp = 1.0 if config.parity or config.er_ramp == 0 else min(1.0, moment.done / config.er_ramp)
-        parts["er"] = ramp * config.er * equivariance(cam_1[:, 1:], cam_2[:, 1:], None if config.parity else tags)
+        parts["er"] = config.er * _equivariance(cam_1[:, 1:], cam_2[:, 1:], tags, moment, config)
     if config.ecr > 0:
         known = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)  # the background is in every image
         refined_1 = transform.maps(_present(first.refined, known), size) * valid
@@ -84,6 +82,14 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -
             + cross_regularisation(strongest_only(cam_1), refined_2, tops)
         )
     return parts
+
+
+def _equivariance(cam_1: Tensor, cam_2: Tensor, tags: Tensor, moment: Moment, config: SeamConfig) -> Tensor:
+    """L_ER. By default the first view alone learns: where both do, the shortest way to agree is two small maps."""
+    if config.parity:
+        return equivariance(cam_1, cam_2)
+    ramp = min(1.0, moment.done / config.er_ramp) if config.er_ramp else 1.0
+    return ramp * equivariance(cam_1, cam_2.detach(), tags)
 
 
 def hard_counts(tags: Tensor, size: tuple[int, int], config: SeamConfig) -> Tensor:

@@ -44,7 +44,7 @@ RECIPE = Recipe(
             poly_power=0.9,
             workers=4,
         ),
-        seam=SeamConfig(er=1.0, parity=True),
+        seam=SeamConfig(parity=True),
     ),
     cam=CamConfig(method="pcm", scales=(0.5, 1.0, 1.5, 2.0), flip=True, normalisation="minmax"),
     pseudo_label=PseudoLabelConfig(
