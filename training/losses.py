@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,3 +99,34 @@ def adaptive_min_pooling(maps: Tensor, tags: Tensor, share: float = 0.25) -> Ten
     strongest = (maps * tags[:, :, None, None].to(maps.dtype)).amax(dim=1).flatten(1)
     k = max(1, int(share * strongest.shape[1]))
     return strongest.topk(k, dim=1, largest=False).values.relu().mean()
+
+
+def affinity(affinities: Tensor, labels: Tensor, offsets: Sequence[tuple[int, int]], ignore: int) -> Tensor:
+    """Cells of one class belong together, cells of two do not; three kinds of pairs, each by its own mean.
+
+    1/4 mean_bg(-log(W + e)) + 1/4 mean_fg(-log(W + e)) + 1/2 mean_unequal(-log(1 + e - W)),   e = 1e-5
+
+    bg: both are background; fg: both are one object class; unequal: two classes. Pairs start at cells that have all
+    their neighbours inside the map: 84,864 at 56 x 56 and radius 5. Those with an ignored cell are left out; a kind
+    without pairs counts 0.
+
+    Args:
+        affinities: (B, S, h, w) W in [0, 1]. labels: (B, h, w) integer mask values.
+        offsets: (dy, dx) of the S neighbours, dy >= 0.
+    Source: Ahn & Kwak 2018, equations 3 to 6.
+    """
+    eps = 1e-5
+    reach = max(abs(dx) for _, dx in offsets)
+    rows, columns = labels.shape[1] - max(dy for dy, _ in offsets), labels.shape[2] - 2 * reach
+    here = labels[:, None, :rows, reach : reach + columns]
+    there = torch.stack([labels[:, dy : dy + rows, reach + dx : reach + dx + columns] for dy, dx in offsets], dim=1)
+    w = affinities[:, :, :rows, reach : reach + columns]
+    known = (here != ignore) & (there != ignore)
+    equal = known & (here == there)
+
+    def mean(values: Tensor, pairs: Tensor) -> Tensor:
+        return (values * pairs).sum() / (pairs.sum() + eps)
+
+    background = mean(-torch.log(w + eps), equal & (here == BACKGROUND))
+    objects = mean(-torch.log(w + eps), equal & (here != BACKGROUND))
+    return background / 4 + objects / 4 + mean(-torch.log(1 + eps - w), known & ~equal) / 2

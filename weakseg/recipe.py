@@ -83,7 +83,6 @@ class SeamConfig:
     translate: float = 0.15  # largest shift, as a share of the side
     rotate_deg: float = 20.0  # largest turn
     er: float = 1.0  # maps move with the image
-    er_ramp: float = 0.5  # share of the training over which `er` grows to its weight; parity has it from the first step
     ecr: float = 1.0  # refined maps agree with the plain ones of the other view
     min_pooling: float = 1.0  # some of every image is background
     hard_share: float = 0.2  # of the values that ECR looks at; 1 = all, no hard example mining

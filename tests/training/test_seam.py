@@ -31,7 +31,7 @@ from training.transforms import Transform, draw_transform
 from weakseg.errors import ConfigError
 from weakseg.recipe import BackboneConfig, SeamConfig, TrainConfig
 
-HALFWAY = Moment(step=5, epoch=0, done=0.5)
+START = Moment(step=0, epoch=0, done=0.0)
 
 
 def backbone() -> nn.Module:
@@ -52,8 +52,8 @@ def config(**seam: object) -> TrainConfig:
     return TrainConfig(method="seam", dropout=0.0, seam=SeamConfig(**seam))  # type: ignore[arg-type]
 
 
-def losses(model: nn.Module, data: Batch, train: TrainConfig, moment: Moment = HALFWAY) -> dict[str, Tensor]:
-    return methods.get("seam").losses_of(train)(model, data, moment)
+def losses(model: nn.Module, data: Batch, train: TrainConfig) -> dict[str, Tensor]:
+    return methods.get("seam").losses_of(train)(model, data, START)
 
 
 # Pixel correlation ----------------------------------------------------------------------------------------------------
@@ -337,20 +337,20 @@ def test_the_refined_maps_train_the_pcm_alone(parity: bool) -> None:
     assert touched == {"pcm.low.weight", "pcm.high.weight", "pcm.embed.weight"}
 
 
-@pytest.mark.parametrize(("parity", "learns"), [(True, [True, True]), (False, [True, False])])
-def test_er_reaches_the_backbone(parity: bool, learns: list[bool]) -> None:
+@pytest.mark.parametrize("parity", [False, True])
+def test_er_reaches_the_backbone_through_both_views(parity: bool) -> None:
     model = methods.get("seam").build(backbone(), 3, config(parity=parity)).train()
-    cams: list[Tensor] = []
+    maps: list[Tensor] = []
 
     class Watched(nn.Module):
         def forward(self, images: Tensor, tags: Tensor) -> SeamOutput:
             output = model(images, tags)
             output.cam.retain_grad()
-            cams.append(output.cam)
+            maps.append(output.cam)
             return output
 
     losses(Watched(), batch(), config(parity=parity))["er"].backward()
-    assert [cam.grad is not None and bool(cam.grad.abs().sum() > 0) for cam in cams] == learns
+    assert all(cam.grad is not None and cam.grad.abs().sum() > 0 for cam in maps)
     assert next(model.backbone.parameters()).grad.abs().sum() > 0
     assert model.head.weight.grad.abs().sum() > 0
     assert model.pcm.embed.weight.grad is None
@@ -377,18 +377,6 @@ def test_a_weight_of_zero_leaves_a_loss_out() -> None:
     assert set(losses(model, batch(), config(er=0.0, min_pooling=0.0))) == {"classification", "ecr"}
     twice, once = (losses(model, batch(), config(er=weight))["er"] for weight in (2.0, 1.0))
     torch.testing.assert_close(twice, 2 * once)
-
-
-@pytest.mark.parametrize(("parity", "shares"), [(False, (0.0, 0.5, 1.0, 1.0)), (True, (1.0, 1.0, 1.0, 1.0))])
-def test_er_grows_over_the_first_half(parity: bool, shares: tuple[float, ...]) -> None:
-    model = methods.get("seam").build(backbone(), 3, config(parity=parity)).eval()
-    with torch.no_grad():
-        values = [
-            float(losses(model, batch(), config(parity=parity), Moment(0, 0, done))["er"])
-            for done in (0.0, 0.25, 0.5, 0.9)
-        ]
-    assert values == pytest.approx([share * values[-1] for share in shares])
-    assert values[-1] > 0
 
 
 def test_a_sharpness_below_one_is_refused() -> None:
