@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,6 +55,35 @@ def random_walk(
     for _ in range(steps):
         rows = step @ rows
     return np.ascontiguousarray(rows.T).reshape(n_classes, height, width)
+
+
+def refine(
+    probabilities: NDArray[Any], affinities: NDArray[Any], *, stride: int, radius: int, beta: float, steps: int
+) -> NDArray[np.float32]:
+    """Scores of pixels after a walk over the cells of the affinities: averaged over each cell, walked, brought back.
+
+    Args:
+        probabilities: (..., K, H, W) >= 0; leading axes are sets, each walked by itself.
+        affinities: (S, ceil(H / stride), ceil(W / stride)), cells of `stride` pixels; else as in `random_walk`.
+    Returns:
+        float32 like probabilities, bilinear between the cells' centres.
+    Raises:
+        as `random_walk`.
+    """
+    *_, height, width = probabilities.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    if affinities.shape[1:] != (rows, columns):
+        raise DataError(
+            f"an image of {height} x {width} has {rows} x {columns} cells of {stride} pixels, "
+            f"got affinities {affinities.shape}"
+        )
+    flat = probabilities.reshape(-1, height, width)
+    whole = np.zeros((len(flat), rows * stride, columns * stride), dtype=np.float32)  # beyond the image nothing scores
+    whole[:, :height, :width] = flat
+    cells = whole.reshape(len(flat), rows, stride, columns, stride).mean(axis=(2, 4))
+    walked = random_walk(cells, affinities, radius=radius, beta=beta, steps=steps)
+    pixels = [cv2.resize(one, whole.shape[:0:-1], interpolation=cv2.INTER_LINEAR) for one in walked]
+    return np.ascontiguousarray(np.stack(pixels)[:, :height, :width]).reshape(probabilities.shape)
 
 
 def transition(affinities: NDArray[Any], radius: int, beta: float) -> Any:

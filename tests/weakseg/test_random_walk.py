@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError, DataError
-from weakseg.random_walk import pair_offsets, random_walk, transition
+from weakseg.random_walk import pair_offsets, random_walk, refine, transition
 
 
 def dense(
@@ -123,3 +123,29 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(error, match=message):
         random_walk(scores, affinities, **({"radius": 5, "beta": 8, "steps": 4} | settings_of))  # type: ignore[arg-type]
+
+
+def test_pixels_walk_in_cells() -> None:
+    """Without affinity a cell keeps its mean; the pixels at a cell's centre show it, those between are between."""
+    scores = np.zeros((2, 1, 10, 12), dtype=np.float32)
+    scores[0, 0, :4, :4] = np.arange(16).reshape(4, 4)
+    found = refine(scores, np.zeros((34, 3, 3)), stride=4, radius=5, beta=8, steps=9)
+    assert found.shape == scores.shape
+    assert found[0, 0, :2, :2] == pytest.approx(7.5)
+    assert 0 < found[0, 0, 0, 4] < 7.5
+    assert (found[0, 0, 6:] == 0).all()
+    assert (found[1] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (8, 8), (9, 7)])
+def test_images_of_any_size(size: tuple[int, int]) -> None:
+    cells = (-(-size[0] // 8), -(-size[1] // 8))
+    found = refine(np.ones((2, *size)), np.ones((34, *cells)), stride=8, radius=5, beta=8, steps=64)
+    assert found.shape == (2, *size)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_affinities_of_another_image_are_refused() -> None:
+    with pytest.raises(DataError, match=r"9 x 7 has 2 x 1 cells of 8 pixels, got affinities \(34, 1, 2\)"):
+        refine(np.ones((1, 9, 7)), np.ones((34, 1, 2)), stride=8, radius=5, beta=8, steps=1)
