@@ -13,13 +13,14 @@ from weakseg.recipe import OptimConfig
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
     """Backbone weights x1, backbone biases x2 without decay, new weights x s, new biases x 2s without decay.
 
-    s = config.new_lr_scale. "Biases" are all one-dimensional parameters, batch norm's included. Only parameters that
-    take a gradient are listed; empty groups are left out. Source: the Caffe DeepLab recipes, as in SEAM's
-    `get_parameter_groups`.
+    s = config.new_lr_scale. A module with a true `at_base_rate` counts as backbone. "Biases" are all one-dimensional
+    parameters, batch norm's included. Only parameters that take a gradient are listed; empty groups are left out.
+    Source: the Caffe DeepLab recipes, as in SEAM's `get_parameter_groups`.
     """
     scale = config.new_lr_scale
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(new, bias): [] for new in (0, 1) for bias in (0, 1)}
-    own = {id(p) for m in model.modules() if isinstance(m, Backbone) for p in m.parameters()}
+    slow = [m for m in model.modules() if isinstance(m, Backbone) or getattr(m, "at_base_rate", False)]
+    own = {id(p) for m in slow for p in m.parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups[id(parameter) not in own, parameter.ndim <= 1].append(parameter)

@@ -27,9 +27,10 @@ from training.models.seam import (
     strongest_only,
     with_background,
 )
+from training.optim import parameter_groups
 from training.transforms import Transform, draw_transform
 from weakseg.errors import ConfigError
-from weakseg.recipe import BackboneConfig, SeamConfig, TrainConfig
+from weakseg.recipe import BackboneConfig, OptimConfig, SeamConfig, TrainConfig
 
 START = Moment(step=0, epoch=0, done=0.0)
 
@@ -377,6 +378,15 @@ def test_a_weight_of_zero_leaves_a_loss_out() -> None:
     assert set(losses(model, batch(), config(er=0.0, min_pooling=0.0))) == {"classification", "ecr"}
     twice, once = (losses(model, batch(), config(er=weight))["er"] for weight in (2.0, 1.0))
     torch.testing.assert_close(twice, 2 * once)
+
+
+@pytest.mark.parametrize(("parity", "new"), [(True, {"head", "pcm"}), (False, {"head"})])
+def test_what_learns_at_the_rate_of_new_layers(parity: bool, new: set[str]) -> None:
+    """By default the PCM starts from what the backbone knows."""
+    model = methods.get("seam").build(backbone(), 3, config(parity=parity))
+    groups = parameter_groups(model, OptimConfig(new_lr_scale=10))
+    fast = {id(p) for group in groups if group["lr_scale"] == 10 for p in group["params"]}  # type: ignore[attr-defined]
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if id(p) in fast} == new
 
 
 def test_a_sharpness_below_one_is_refused() -> None:

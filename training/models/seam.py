@@ -84,6 +84,7 @@ class PixelCorrelation(nn.Module):
     def __init__(self, low_channels: int, high_channels: int, parity: bool, sharpness: float, limit_bytes: int) -> None:
         super().__init__()
         self.parity, self.sharpness, self.limit_bytes = parity, sharpness, limit_bytes
+        self.at_base_rate = not parity  # it starts from what the backbone knows and would soon unlearn it
         self.low = nn.Conv2d(low_channels, LOW, 1, bias=False)
         self.high = nn.Conv2d(high_channels, HIGH, 1, bias=False)
         self.embed = nn.Conv2d(3 + LOW + HIGH, EMBEDDING, 1, bias=False)
