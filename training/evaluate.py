@@ -29,7 +29,7 @@ from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import Recipe
 from weakseg.refinement import REFINERS, Change, refiner_record
-from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
+from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json, walked_path
 from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
 from weakseg.threshold import Threshold, drawn
 
@@ -182,7 +182,11 @@ def _label_maps(
         yield "cam_crf", refined_labels(image, cam01, classes, task.n_classes, [task.t], config.crf)[0]
     if task.truth is None:
         return
-    yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id).read_bytes())
+    stage = "pseudo_label"
+    if task.recipe.affinity is not None:
+        stage = "random_walk"
+        yield stage, labels_from_png(walked_path(task.folder, task.split, sample.id).read_bytes())
+    yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id, stage).read_bytes())
     for network in task.segmentations:
         yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())
 
@@ -191,7 +195,7 @@ def _record(
     what: str, tally: Tally, sweep: Sweep, task: Task, dataset: Dataset, threshold: Threshold
 ) -> dict[str, Any]:
     recipe, classes = task.recipe, dataset.classes
-    weak = what in ("cam", "cam_crf", "pseudo_mask")  # made with the image's tags and a threshold
+    weak = what in ("cam", "cam_crf", "random_walk", "pseudo_mask")  # made with the image's tags and a threshold
     crf = recipe.pseudo_label.crf if what in ("cam_crf", "pseudo_mask") else None
     oracle = sweep.best(task.scored) if what == "cam" else None
     record = {

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.cams import CamMethod
+from training.models.affinity import affinities
 from training.models.layers import CANVAS
 from weakseg.errors import ConfigError
 
@@ -93,6 +94,19 @@ class SegmentationGraph(nn.Module):
             total.append(resize(logits, rows // MAP_STRIDE, cols // MAP_STRIDE))
         logits = total[0] if len(total) == 1 else torch.stack(total).mean(dim=0)
         return {"logits": crop_maps(logits, images.shape[1], images.shape[2])}
+
+
+class AffinityGraph(nn.Module):
+    """affinities (B, S, ceil(H/stride), ceil(W/stride)) of cells with their neighbours, see weakseg.random_walk."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.stride = model, int(model.backbone.strides[-1])  # type: ignore[union-attr, index]
+
+    def forward(self, images: Tensor) -> Outputs:
+        x = canvas_images(images, self.model.backbone.mean, CANVAS)
+        features = crop_maps(self.model(x), images.shape[1], images.shape[2], self.stride)
+        return {"affinities": affinities(features, self.model.radius)}
 
 
 def _with_mirror(view: Tensor) -> Tensor:

@@ -30,13 +30,14 @@ from weakseg.run_folder import mask_path
 
 @dataclass(frozen=True)
 class PseudoMasks:
-    """Label maps that the pseudo_label stage wrote."""
+    """Label maps that a stage wrote."""
 
     folder: Path
     split: str
+    stage: str = "pseudo_label"
 
     def __call__(self, sample: Sample) -> NDArray[np.integer]:
-        return labels_from_png(mask_path(self.folder, self.split, sample.id).read_bytes())
+        return labels_from_png(mask_path(self.folder, self.split, sample.id, self.stage).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
 def label_source(recipe: Recipe, folder: Path) -> LabelSource:
     if recipe.train_seg.supervision == "full":
         return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
-    return PseudoMasks(folder, recipe.data.train)
+    return PseudoMasks(folder, recipe.data.train, "pseudo_label" if recipe.affinity is None else "random_walk")
 
 
 def start_backbone(recipe: Recipe, folder: Path) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weakseg import crf
+from weakseg import crf, random_walk
 from weakseg.cam import alpha_from_threshold, background_from_alpha, labels_from_cam, mask_values
 from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16, mask_dtype
 from weakseg.errors import ConfigError, DataError
-from weakseg.recipe import CrfConfig, PseudoLabelConfig
+from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 
 MAX_THRESHOLD = 0.99  # an upper edge of the band beyond this would have no background left to compare
 
@@ -46,13 +46,23 @@ def pseudo_mask(
         t: threshold in (0, 1).
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
-    if not 0 <= config.band < 1:
-        raise ConfigError(f"band must lie in [0, 1), got {config.band}: 0.3 is usual, 0 switches it off")
-    low, high = t * (1 - config.band), min(t * (1 + config.band), max(t, MAX_THRESHOLD))
-    labels, *others = refined_labels(image, cam01, classes, n_classes, sorted({low, high}), config.crf)
-    for other in others:
+    band = band_around(t, config.band)
+    return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, sorted({*band}), config.crf)), band)
+
+
+def band_around(t: float, share: float) -> tuple[float, float]:
+    """The two thresholds that a label must be the same for: t (1 - share) and t (1 + share)."""
+    if not 0 <= share < 1:
+        raise ConfigError(f"band must lie in [0, 1), got {share}: 0.3 is usual, 0 switches it off")
+    return t * (1 - share), min(t * (1 + share), max(t, MAX_THRESHOLD))
+
+
+def agreed(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(H, W) the first of the label maps, IGNORE where another differs."""
+    labels = maps[0].copy()
+    for other in maps[1:]:
         labels[labels != other] = IGNORE if labels.dtype == np.uint8 else IGNORE_U16
-    return PseudoMask(labels, (low, high))
+    return labels
 
 
 def refinement_settings(config: PseudoLabelConfig) -> dict[str, Any]:
@@ -77,8 +87,48 @@ def refined_labels(
         raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
     if config is None or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
+    return _strongest(crf.refine(image, _with_background(cam01, thresholds), config), classes, n_classes)
+
+
+def walked_labels(
+    image: NDArray[np.uint8],
+    cam01: NDArray[np.float32],
+    classes: NDArray[Any],
+    n_classes: int,
+    thresholds: Sequence[float],
+    affinities: NDArray[Any],
+    stride: int,
+    config: WalkConfig,
+) -> list[NDArray[Any]]:
+    """For each threshold t the label map (H, W) of a random walk, and of a CRF after it if the config has one.
+
+    No IGNORE. Arguments as in `pseudo_mask`, affinities and stride as in `random_walk.refine`.
+    Source: the two steps of AffinityNet, Ahn & Kwak 2018, section 3.3.
+    """
+    if not len(cam01):
+        return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
+    walked = random_walk.refine(
+        _with_background(cam01, thresholds),
+        affinities,
+        stride=stride,
+        radius=config.radius,
+        beta=config.beta,
+        steps=config.steps,
+    )
+    if config.crf is not None:
+        walked = crf.refine(image, walked / np.maximum(walked.sum(axis=1, keepdims=True), 1e-5), config.crf)
+    return _strongest(walked, classes, n_classes)
+
+
+def _with_background(cam01: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.float32]:
+    """(S, 1 + K, H, W): for each threshold t (1 - max)^alpha(t) in front of the maps."""
     probabilities = np.empty((len(thresholds), 1 + len(cam01), *cam01.shape[1:]), dtype=np.float32)
     for one, t in zip(probabilities, thresholds, strict=True):
         one[0], one[1:] = background_from_alpha(cam01, alpha_from_threshold(t)), cam01
+    return probabilities
+
+
+def _strongest(scores: NDArray[np.float32], classes: NDArray[Any], n_classes: int) -> list[NDArray[Any]]:
+    """Label maps (H, W) from (S, 1 + K, H, W)."""
     values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    return [values[marginals.argmax(axis=0)] for marginals in crf.refine(image, probabilities, config)]
+    return [values[one.argmax(axis=0)] for one in scores]

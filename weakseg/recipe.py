@@ -145,6 +145,26 @@ class PseudoLabelConfig:
     band: float = 0.3  # IGNORE where backgrounds of threshold t * (1 - band) and t * (1 + band) disagree; 0 = no band
 
 
+@dataclass(frozen=True)
+class WalkConfig:
+    """Random walk over the affinities of neighbouring cells."""
+
+    radius: int = 5  # cells: a cell's neighbours are nearer than this
+    beta: float = 8.0  # exponent of affinities; larger = only through strong ones
+    steps: int = 64  # SEAM's 2^6; psa has 2^8
+    crf: CrfConfig | None = None  # a dense CRF after it
+
+
+@dataclass(frozen=True)
+class AffinityConfig:
+    """AffinityNet, trained on the pseudo-masks, and the walk of the maps over what it has learnt."""
+
+    output_stride: Literal[8, 16] = 8  # pixels of a cell
+    start: Literal["weights", "classifier"] = "weights"  # where the backbone's weights come from
+    walk: WalkConfig = field(default_factory=WalkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
 def _seg_optim() -> OptimConfig:
     """SGD at the classifier's rate does not learn a segmentation network from a trained backbone; this does."""
     return OptimConfig(optimizer="adamw", lr=3e-4, new_lr_scale=5.0, weight_decay=1e-2)
@@ -192,6 +212,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     cam: CamConfig = field(default_factory=CamConfig)
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    affinity: AffinityConfig | None = None  # None = no random walk
     train_seg: SegConfig = field(default_factory=SegConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

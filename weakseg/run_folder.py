@@ -8,7 +8,14 @@ from typing import Any
 
 from weakseg.errors import DataError
 
-STEPS = ("cam", "cam_crf", "pseudo_mask", "segmentation", "segmentation_full")  # `what` of evaluations, in order
+STEPS = (
+    "cam",
+    "cam_crf",
+    "random_walk",
+    "pseudo_mask",
+    "segmentation",
+    "segmentation_full",
+)  # `what` of evaluations, in order
 FEW_IMAGES = 13
 
 
@@ -17,9 +24,14 @@ def cam_path(folder: Path, split: str, sample_id: str) -> Path:
     return folder / "cam" / split / f"{sample_id}.npz"
 
 
-def mask_path(folder: Path, split: str, sample_id: str) -> Path:
-    """Where a run keeps an image's pseudo-mask."""
-    return folder / "pseudo_label" / split / f"{sample_id}.png"
+def mask_path(folder: Path, split: str, sample_id: str, stage: str = "pseudo_label") -> Path:
+    """Where a run keeps an image's pseudo-mask, of the stages `pseudo_label` and `random_walk`."""
+    return folder / stage / split / f"{sample_id}.png"
+
+
+def walked_path(folder: Path, split: str, sample_id: str) -> Path:
+    """Where a run keeps the label map of a random walk at the chosen threshold, without IGNORE."""
+    return folder / "random_walk" / "labels" / split / f"{sample_id}.png"
 
 
 def prediction_path(folder: Path, network: str, split: str, sample_id: str) -> Path:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weakseg.datasets import read
 from weakseg.datasets.truth import masks_folder
-from weakseg.recipe import Recipe
+from weakseg.recipe import Recipe, WalkConfig
 
 SCHEMA = 1  # raise it when a stage computes something else from the same recipe: finished stages then run again
 WITHOUT_EFFECT = {"workers", "checkpoint_every_s", "compile", "pcm_mib"}  # fields that change how, not what
@@ -71,9 +71,22 @@ STAGES: Mapping[str, Stage] = {
     "train": Stage("training.train_classifier", (), _train_settings, _train_split, parallel=True),
     "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
     "pseudo_label": Stage("training.pseudo_label", ("cam",), _pseudo_label_settings, truth=_tuned),
+    "affinity": Stage(
+        "training.train_affinity",
+        ("train", "pseudo_label"),
+        lambda r: [r.affinity and replace(r.affinity, walk=WalkConfig(radius=r.affinity.walk.radius))],
+        _train_split,
+        parallel=True,
+    ),
+    "random_walk": Stage(
+        "training.walk",
+        ("cam", "pseudo_label", "affinity"),
+        lambda r: [r.affinity and r.affinity.walk, r.cam.normalisation],
+        all_splits,
+    ),
     "train_seg": Stage(
         "training.train_segmentation",
-        ("train", "pseudo_label"),
+        ("train", "pseudo_label", "random_walk"),
         lambda r: [r.train_seg],
         truth=lambda r: r.train_seg.supervision == "full",
         parallel=True,
@@ -88,7 +101,7 @@ STAGES: Mapping[str, Stage] = {
     ),
     "evaluate": Stage(
         "training.evaluate",
-        ("cam", "pseudo_label", "train_seg", "train_seg_full"),
+        ("cam", "pseudo_label", "random_walk", "train_seg", "train_seg_full"),
         lambda r: [r.evaluate, r.data.scored_classes],
         all_splits,
         truth=lambda _: True,
@@ -102,7 +115,10 @@ STAGES: Mapping[str, Stage] = {
 
 def plan(recipe: Recipe) -> list[str]:
     """Names of the recipe's stages, in order."""
-    return [name for name in STAGES if name != "train_seg_full" or recipe.upper_bound]
+    left_out = set() if recipe.upper_bound else {"train_seg_full"}
+    if recipe.affinity is None:
+        left_out |= {"affinity", "random_walk"}
+    return [name for name in STAGES if name not in left_out]
 
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:

@@ -1,9 +1,18 @@
 """Backbones and heads, and how a trained one is stored."""
 
+from training.models.affinity import AffinityNet
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import DeepLabV3Plus
 from training.models.seam import SeamClassifier
 from training.models.store import load_model, save_model
 
-__all__ = ["CamClassifier", "DeepLabV3Plus", "SeamClassifier", "build_backbone", "load_model", "save_model"]
+__all__ = [
+    "AffinityNet",
+    "CamClassifier",
+    "DeepLabV3Plus",
+    "SeamClassifier",
+    "build_backbone",
+    "load_model",
+    "save_model",
+]

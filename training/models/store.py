@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from training.models.affinity import AffinityNet
 from training.models.backbone import Backbone
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
@@ -58,8 +59,11 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
         raise WeightsError(f"{path} holds a {content['kind']}, expected a {kind}")
     classes = tuple(content["classes"])
     config = BackboneConfig(**content["backbone"])
-    head = DeepLabV3Plus if kind == "segmentation" else CLASSIFIERS.get(content["method"], CamClassifier)
     backbone = build_backbone(config, pretrained=False, architecture=content.get("architecture"))
-    model = head(backbone, len(classes), **content["head"])
+    if kind == "affinity":
+        model: nn.Module = AffinityNet(backbone, **content["head"])
+    else:
+        head = DeepLabV3Plus if kind == "segmentation" else CLASSIFIERS.get(content["method"], CamClassifier)
+        model = head(backbone, len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
     return model.eval(), classes

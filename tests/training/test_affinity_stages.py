@@ -1,0 +1,129 @@
+"""From pseudo-masks over AffinityNet and random walk to masks, through the stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import evaluate, make_cams, pseudo_label, train_affinity, train_classifier, train_segmentation, walk
+from training.graphs import AffinityGraph
+from training.models import AffinityNet, load_model
+from training.train_affinity import most_frequent
+from weakseg.classes import IGNORE
+from weakseg.datasets import read
+from weakseg.errors import ConfigError
+from weakseg.masks.png import labels_from_png, provenance_of
+from weakseg.progress import Progress
+from weakseg.recipe import AffinityConfig, Recipe, WalkConfig
+from weakseg.run_folder import mask_path, read_json, walked_path
+from weakseg.stages import plan, stage_keys
+
+QUIET = Progress("silent")
+
+
+@pytest.fixture
+def walking(recipe: Recipe) -> Recipe:
+    optim = replace(recipe.train.optim, epochs=2, crop_px=80, long_side_px=(64, 80))
+    return replace(
+        recipe,
+        train=replace(recipe.train, optim=replace(recipe.train.optim, epochs=2)),
+        pseudo_label=replace(recipe.pseudo_label, crf=None),
+        affinity=AffinityConfig(walk=WalkConfig(steps=8), optim=optim),
+    )
+
+
+def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
+    for module, stage in (
+        (train_classifier, "train"),
+        (make_cams, "cam"),
+        (pseudo_label, "pseudo_label"),
+        (train_affinity, "affinity"),
+        (walk, "random_walk"),
+        (train_segmentation, "train_seg"),
+    ):
+        module.run(walking, tmp_path, stage=stage, progress=QUIET)
+    t = read_json(tmp_path / "pseudo_label/threshold.json")["t"]
+    for sample in read(walking.data, "train"):
+        path = mask_path(tmp_path, "train", sample.id, "random_walk")
+        sure = labels_from_png(path.read_bytes())
+        labels = labels_from_png(walked_path(tmp_path, "train", sample.id).read_bytes())
+        assert labels.shape == (48, 64)
+        assert set(np.unique(labels)) <= {0, *(c + 1 for c in sample.tags)}
+        assert ((sure == labels) | (sure == IGNORE)).mean() > 0.9  # where both edges agree, so does the middle
+        made = provenance_of(path.read_bytes())
+        assert made["mask"] == "random_walk"
+        assert made["t"] == t
+        assert made["random_walk"]["steps"] == 8
+    evaluate.run(walking, tmp_path, stage="evaluate", progress=QUIET)
+    record = read_json(tmp_path / "evaluate/random_walk-val.json")
+    assert record["tags"] == "given"
+    assert record["coverage"] == 1
+    assert (tmp_path / "evaluate/segmentation-val.json").is_file()
+
+
+def test_what_is_there_is_not_made_again(walking: Recipe, tmp_path: Path) -> None:
+    for module, stage in (
+        (train_classifier, "train"),
+        (make_cams, "cam"),
+        (pseudo_label, "pseudo_label"),
+        (train_affinity, "affinity"),
+    ):
+        module.run(walking, tmp_path, stage=stage, progress=QUIET)
+    assert walk.run(walking, tmp_path, stage="random_walk", progress=QUIET)["n_images"] == 12
+    sample = read(walking.data, "val").samples[0]
+    mask_path(tmp_path, "val", sample.id, "random_walk").unlink()
+    assert walk.run(walking, tmp_path, stage="random_walk", progress=QUIET)["n_images"] == 1
+
+
+def test_a_recipe_without_it_has_neither_stage(recipe: Recipe, walking: Recipe) -> None:
+    assert "affinity" not in plan(recipe)
+    assert [name for name in plan(walking) if name not in plan(recipe)] == ["affinity", "random_walk"]
+
+
+def test_the_walk_does_not_train_the_network_again(walking: Recipe) -> None:
+    assert walking.affinity is not None
+    other = replace(walking, affinity=replace(walking.affinity, walk=WalkConfig(beta=4, steps=9)))
+    one, two = stage_keys(walking), stage_keys(other)
+    assert one["affinity"] == two["affinity"]
+    assert one["random_walk"] != two["random_walk"]
+    assert one["train_seg"] != two["train_seg"]
+
+
+def test_a_crop_without_pairs_is_refused(walking: Recipe, tmp_path: Path) -> None:
+    assert walking.affinity is not None
+    small = replace(walking.affinity, optim=replace(walking.affinity.optim, crop_px=64))
+    with pytest.raises(ConfigError, match="64 px is 8 cells of 8 px wide, pairs of radius 5 need 9: raise .* to 72"):
+        train_affinity.run(replace(walking, affinity=small), tmp_path, stage="affinity", progress=QUIET)
+
+
+def test_a_cell_takes_its_most_frequent_label() -> None:
+    labels = torch.tensor([[[0, 3, 3, IGNORE], [3, 0, IGNORE, IGNORE]]])
+    assert most_frequent(labels, 1, 2).tolist() == [[[0, IGNORE]]]
+    assert most_frequent(labels, 2, 4).equal(labels)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (17, 5), (1, 1)])
+def test_the_graph_covers_the_image(walking: Recipe, size: tuple[int, int]) -> None:
+    from training.models import build_backbone
+
+    backbone = build_backbone(replace(walking.backbone, output_stride=8))
+    graph = AffinityGraph(AffinityNet(backbone)).eval()
+    with torch.no_grad():
+        found = graph(torch.zeros(2, *size, 3, dtype=torch.uint8))["affinities"]
+    assert found.shape == (2, 34, -(-size[0] // 8), -(-size[1] // 8))
+
+
+def test_a_network_is_stored_and_read_again(walking: Recipe, tmp_path: Path) -> None:
+    from training.models import build_backbone, save_model
+
+    model = AffinityNet(build_backbone(walking.backbone), radius=3).eval()
+    save_model(tmp_path / "a.pt", model, kind="affinity", classes=("a",), method="affinitynet")
+    again, _ = load_model(tmp_path / "a.pt", kind="affinity")
+    x = torch.rand(1, 3, 32, 32) * 255
+    with torch.no_grad():
+        assert torch.equal(model(x), again(x))
+    assert again.radius == 3

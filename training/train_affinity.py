@@ -1,0 +1,79 @@
+"""Stage `affinity`: which neighbouring cells belong together, learnt from the pseudo-masks where these are sure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import distributed
+from training.data import Batch, TrainingImages
+from training.device import pick_device
+from training.loop import Moment, fit
+from training.losses import affinity
+from training.models import AffinityNet, build_backbone, load_model, save_model
+from training.models.affinity import affinities
+from training.randomness import seed_torch
+from training.train_segmentation import PseudoMasks
+from weakseg.classes import IGNORE
+from weakseg.datasets import read
+from weakseg.errors import ConfigError
+from weakseg.progress import Progress
+from weakseg.random_walk import pair_offsets
+from weakseg.recipe import AffinityConfig, Recipe
+
+
+def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
+    """Writes <folder>/<stage>/affinity.pt; resumes from its checkpoint."""
+    config = recipe.affinity
+    assert config is not None
+    _check(config)
+    dataset = read(recipe.data, recipe.data.train)
+    seed_torch(recipe.seed, 0)
+    model = AffinityNet(_backbone(recipe, config, folder), config.walk.radius).to(pick_device())
+    labels = PseudoMasks(folder, recipe.data.train)
+    images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
+    summary = fit(model, partial(affinity_losses, radius=config.walk.radius), images, folder / stage, progress=progress)
+    if distributed.rank() == 0:
+        path = folder / stage / "affinity.pt"
+        save_model(path, model, kind="affinity", classes=dataset.classes.names, method="affinitynet")
+    return summary
+
+
+def affinity_losses(model: nn.Module, batch: Batch, moment: Moment, *, radius: int) -> dict[str, Tensor]:
+    assert batch.labels is not None
+    features = model(batch.images)
+    labels = most_frequent(batch.labels, features.shape[2], features.shape[3])
+    offsets = [(int(dy), int(dx)) for dy, dx in pair_offsets(radius)]
+    return {"affinity": affinity(affinities(features.float(), radius), labels, offsets, IGNORE)}
+
+
+def most_frequent(labels: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, w) of (B, H, W): each cell's most frequent value, IGNORE among them; the lowest of equals."""
+    values = labels.unique()
+    shares = [F.adaptive_avg_pool2d((labels == value).float()[:, None], (height, width)) for value in values]
+    return values[torch.cat(shares, dim=1).argmax(dim=1)]
+
+
+def _backbone(recipe: Recipe, config: AffinityConfig, folder: Path) -> Any:
+    backbone = build_backbone(replace(recipe.backbone, output_stride=config.output_stride))
+    if config.start == "classifier":
+        classifier, _ = load_model(folder / "train" / "classifier.pt", kind="classifier")
+        backbone.load_state_dict(classifier.backbone.state_dict())  # type: ignore[union-attr]
+    return backbone
+
+
+def _check(config: AffinityConfig) -> None:
+    """Raises ConfigError where no cell of a crop has all its neighbours."""
+    radius, stride, crop = config.walk.radius, config.output_stride, config.optim.crop_px
+    least = 2 * radius - 1
+    if -(-crop // stride) < least:
+        raise ConfigError(
+            f"a crop of {crop} px is {-(-crop // stride)} cells of {stride} px wide, pairs of radius {radius} need "
+            f"{least}: raise affinity.optim.crop_px to {least * stride} or lower affinity.walk.radius"
+        )
