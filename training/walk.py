@@ -26,8 +26,9 @@ from weakseg.threshold import Threshold
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
-    """Writes <folder>/<stage>/<split>/<id>.png, IGNORE where the label depends on the threshold, and under <stage>/labels
-    label maps of the chosen threshold; goes on where it stopped.
+    """Writes <folder>/<stage>/<split>/<id>.png, IGNORE where the label depends on the threshold.
+
+    Beside it, under <stage>/labels/, the label maps of the chosen threshold. Goes on where it stopped.
     """
     assert recipe.affinity is not None
     config = recipe.affinity.walk
