@@ -17,7 +17,7 @@ from training.data import Batch, LabelSource, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
-from training.models import DeepLabV3Plus, build_backbone, load_model, save_model
+from training.models import build_backbone, build_segmentation, load_model, save_model
 from training.randomness import seed_torch
 from weakseg.classes import IGNORE
 from weakseg.datasets import Sample, read
@@ -56,10 +56,10 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full"))
     dataset = read(recipe.data, recipe.data.train)
     seed_torch(recipe.seed, 0)
-    model = DeepLabV3Plus(start_backbone(recipe, folder), len(dataset.classes), recipe.train_seg.width).to(
-        pick_device()
-    )
-    optim = recipe.train_seg.optim
+    config = recipe.train_seg
+    backbone = start_backbone(recipe, folder)
+    model = build_segmentation(config.network, backbone, len(dataset.classes), config.width).to(pick_device())
+    optim = config.optim
     fill = model.backbone.mean_colour
     images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))
     losses = partial(segmentation_losses, balance=recipe.train_seg.balance)
@@ -70,7 +70,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             model,
             kind="segmentation",
             classes=dataset.classes.names,
-            method=f"deeplab_v3plus, {recipe.train_seg.supervision} supervision",
+            method=f"{config.network}, {recipe.train_seg.supervision} supervision",
         )
     return summary
 

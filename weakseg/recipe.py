@@ -176,7 +176,8 @@ class SegConfig:
 
     supervision: Literal["weak", "full"] = "weak"  # full = true masks: the upper bound
     start: Literal["classifier", "weights"] = "classifier"  # where the backbone's weights come from
-    width: int = 256  # channels of ASPP and decoder
+    network: Literal["deeplab_v3plus", "deeplab_v2", "deeplab_largefov"] = "deeplab_v3plus"
+    width: int = 256  # channels of its new layers
     balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
     optim: OptimConfig = field(default_factory=_seg_optim)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from training.models import CamClassifier, DeepLabV3Plus, build_backbone, load_model, save_model
+from training.models import CamClassifier, DeepLabV3Plus, build_backbone, build_segmentation, load_model, save_model
 from training.models.layers import PhasedConv2d, phases
 from weakseg.errors import ConfigError, WeightsError
 from weakseg.recipe import BackboneConfig
@@ -109,6 +110,36 @@ def test_deeplab_logits_are_at_stride_4_with_a_background_channel() -> None:
     model = DeepLabV3Plus(build_backbone(small()), 5, width=16).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 64, 96) * 255).shape == (1, 6, 16, 24)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["deeplab_v2", "deeplab_largefov"])
+def test_older_deeplabs_see_as_far_at_any_stride(name: str, output_stride: int) -> None:
+    model = build_segmentation(name, build_backbone(small(output_stride=output_stride)), 5, 16).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, 64, 96) * 255).shape == (1, 6, 64 // output_stride, 96 // output_stride)
+    pixels = {conv.dilation[0] * output_stride for conv in model.modules() if _is_new_dilated(model, conv)}
+    assert pixels == ({48, 96, 144, 192} if name == "deeplab_v2" else {96})
+
+
+def _is_new_dilated(model: nn.Module, conv: nn.Module) -> bool:
+    inside = set(model.backbone.modules())  # type: ignore[union-attr, operator]
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv not in inside
+
+
+@pytest.mark.parametrize("name", ["deeplab_v3plus", "deeplab_v2", "deeplab_largefov"])
+def test_every_segmentation_network_is_stored(name: str, tmp_path: Path) -> None:
+    model = build_segmentation(name, build_backbone(small()), 2, 8).eval()
+    save_model(tmp_path / "m.pt", model, kind="segmentation", classes=("a", "b"), method=f"{name}, weak supervision")
+    loaded, _ = load_model(tmp_path / "m.pt", kind="segmentation")
+    x = torch.rand(1, 3, 32, 32) * 255
+    with torch.no_grad():
+        assert torch.equal(model(x), loaded(x))
+
+
+def test_unknown_segmentation_network() -> None:
+    with pytest.raises(ConfigError, match="expected one of deeplab_v3plus, deeplab_v2, deeplab_largefov"):
+        build_segmentation("unet", build_backbone(small()), 2, 8)
 
 
 @needs_weights

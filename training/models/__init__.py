@@ -3,7 +3,7 @@
 from training.models.affinity import AffinityNet
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
-from training.models.deeplab import DeepLabV3Plus
+from training.models.deeplab import DeepLabV3Plus, build_segmentation
 from training.models.seam import SeamClassifier
 from training.models.store import load_model, save_model
 
@@ -13,6 +13,7 @@ __all__ = [
     "DeepLabV3Plus",
     "SeamClassifier",
     "build_backbone",
+    "build_segmentation",
     "load_model",
     "save_model",
 ]

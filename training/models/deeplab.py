@@ -1,4 +1,4 @@
-"""DeepLabV3+ (Chen et al., ECCV 2018) with depthwise-separable convolutions, over any backbone."""
+"""Segmentation networks over any backbone: DeepLabV3+, DeepLab-v2 and DeepLab-LargeFOV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
+from weakseg.errors import ConfigError
 
 
 def separable(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
@@ -39,7 +40,10 @@ class Aspp(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, H/4, W/4)."""
+    """Depthwise-separable ASPP and a decoder at stride 4. Chen et al., ECCV 2018.
+
+    forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, H/4, W/4).
+    """
 
     def __init__(self, backbone: Backbone, n_classes: int, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
@@ -57,3 +61,65 @@ class DeepLabV3Plus(nn.Module):
         high = F.interpolate(self.aspp(maps[-1]), size=low.shape[2:], mode="bilinear", align_corners=False)
         logits: Tensor = self.head(self.decoder(torch.cat([high, low], dim=1)))
         return logits
+
+
+class DeepLabV2(nn.Module):
+    """The sum of four 3x3 convolutions with dilations 6, 12, 18, 24 (at stride 8). Chen et al., TPAMI 2018.
+
+    forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, h, w) at the output stride.
+    """
+
+    def __init__(self, backbone: Backbone, n_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.options = backbone, {}
+        rates = [rate * 8 // backbone.config.output_stride for rate in (6, 12, 18, 24)]
+        self.branches = nn.ModuleList(
+            nn.Conv2d(backbone.channels[-1], n_classes + 1, 3, padding=rate, dilation=rate) for rate in rates
+        )
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        last = self.backbone(images)[-1]
+        return torch.stack([branch(last) for branch in self.branches]).sum(dim=0)
+
+
+class DeepLabLargeFov(nn.Module):
+    """One 3x3 convolution with dilation 12 (at stride 8) and two 1x1. SEAM's final network, over ResNet38d.
+
+    forward: images (B, 3, H, W) RGB 0..255, sides multiples of 16 -> logits (B, C + 1, h, w) at the output stride.
+    Source: Chen et al., ICLR 2015; YudeWang/semantic-segmentation-codebase, its `deeplabv1`.
+    """
+
+    def __init__(self, backbone: Backbone, n_classes: int, width: int = 512, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.options = {"width": width, "dropout": dropout}
+        rate = 12 * 8 // backbone.config.output_stride
+        self.field = nn.Sequential(
+            nn.Conv2d(backbone.channels[-1], width, 3, padding=rate, dilation=rate, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            *pointwise(width, width),
+            nn.Dropout(dropout),
+        )
+        self.head = nn.Conv2d(width, n_classes + 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.field(self.backbone(images)[-1]))
+        return logits
+
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "deeplab_v3plus": DeepLabV3Plus,
+    "deeplab_v2": DeepLabV2,
+    "deeplab_largefov": DeepLabLargeFov,
+}
+
+
+def build_segmentation(name: str, backbone: Backbone, n_classes: int, width: int) -> nn.Module:
+    """A network with new layers of `width` channels; deeplab_v2 has none."""
+    if name not in NETWORKS:
+        raise ConfigError(f"unknown segmentation network {name!r}: expected one of {', '.join(NETWORKS)}")
+    return DeepLabV2(backbone, n_classes) if name == "deeplab_v2" else NETWORKS[name](backbone, n_classes, width)

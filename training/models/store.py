@@ -13,7 +13,7 @@ from training.models.affinity import AffinityNet
 from training.models.backbone import Backbone
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
-from training.models.deeplab import DeepLabV3Plus
+from training.models.deeplab import NETWORKS, DeepLabV3Plus
 from training.models.seam import SeamClassifier
 from training.models.weights import load_strictly
 from weakseg.errors import WeightsError
@@ -63,7 +63,8 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
     if kind == "affinity":
         model: nn.Module = AffinityNet(backbone, **content["head"])
     else:
-        head = DeepLabV3Plus if kind == "segmentation" else CLASSIFIERS.get(content["method"], CamClassifier)
+        name = content["method"].partition(",")[0]
+        head = NETWORKS.get(name, DeepLabV3Plus) if kind == "segmentation" else CLASSIFIERS.get(name, CamClassifier)
         model = head(backbone, len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
     return model.eval(), classes
