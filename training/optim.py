@@ -13,25 +13,26 @@ from weakseg.recipe import OptimConfig
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
     """Backbone weights x1, backbone biases x2 without decay, new weights x s, new biases x 2s without decay.
 
-    s = config.new_lr_scale. A module with a true `at_base_rate` counts as backbone. "Biases" are all one-dimensional
-    parameters, batch norm's included. Only parameters that take a gradient are listed; empty groups are left out.
+    s = config.new_lr_scale; a module may have an `lr_scale` of its own. "Biases" are all one-dimensional parameters,
+    batch norm's included. Only parameters that take a gradient are listed; empty groups are left out.
     Source: the Caffe DeepLab recipes, as in SEAM's `get_parameter_groups`.
     """
-    scale = config.new_lr_scale
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(new, bias): [] for new in (0, 1) for bias in (0, 1)}
-    slow = [m for m in model.modules() if isinstance(m, Backbone) or getattr(m, "at_base_rate", False)]
-    own = {id(p) for m in slow for p in m.parameters()}
+    scale_of = {id(p): config.new_lr_scale for p in model.parameters()}
+    for module in model.modules():
+        scale = 1.0 if isinstance(module, Backbone) else getattr(module, "lr_scale", None)
+        if scale is not None:
+            scale_of |= {id(p): scale for p in module.parameters()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[id(parameter) not in own, parameter.ndim <= 1].append(parameter)
+            groups.setdefault((scale_of[id(parameter)], parameter.ndim <= 1), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr_scale": (scale if new else 1.0) * (2.0 if bias else 1.0),
+            "lr_scale": scale * (2.0 if bias else 1.0),
             "weight_decay": 0.0 if bias else config.weight_decay,
         }
-        for (new, bias), parameters in groups.items()
-        if parameters
+        for (scale, bias), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
 
 

@@ -13,6 +13,7 @@ from training.models.backbone import Backbone
 from weakseg.classes import BACKGROUND
 
 EPS = 1e-5
+SLOW = 0.1  # learning rate of a PCM that starts from the backbone's features, beside the backbone's (docs/results.md)
 LOW, HIGH, EMBEDDING = 64, 128, 192  # channels of the two projected taps, and of what pixels are compared by
 
 
@@ -84,7 +85,7 @@ class PixelCorrelation(nn.Module):
     def __init__(self, low_channels: int, high_channels: int, parity: bool, sharpness: float, limit_bytes: int) -> None:
         super().__init__()
         self.parity, self.sharpness, self.limit_bytes = parity, sharpness, limit_bytes
-        self.at_base_rate = not parity  # it starts from what the backbone knows and would soon unlearn it
+        self.lr_scale = None if parity else SLOW  # it starts from what the backbone knows and would soon unlearn it
         self.low = nn.Conv2d(low_channels, LOW, 1, bias=False)
         self.high = nn.Conv2d(high_channels, HIGH, 1, bias=False)
         self.embed = nn.Conv2d(3 + LOW + HIGH, EMBEDDING, 1, bias=False)
