@@ -16,7 +16,7 @@ from export import parity
 from export.onnx_from_torch import onnx_from_graphs
 from export.statistics import presence_threshold, training_scores, training_statistics
 from training import cams
-from training.graphs import ClassifierGraph, SegmentationGraph
+from training.graphs import MAP_STRIDE, AffinityGraph, ClassifierGraph, SegmentationGraph
 from training.models import load_model
 from weakseg import bundle
 from weakseg.bundle import Bundle
@@ -26,6 +26,7 @@ from weakseg.environment import git_commit
 from weakseg.errors import ConfigError, WeightsError
 from weakseg.image import read_image
 from weakseg.manifest import (
+    AFFINITY,
     CLASSIFIER,
     GRAPH_OUTPUTS,
     MULTISCALE,
@@ -93,6 +94,8 @@ def trained_graphs(recipe: Recipe, folder: Path, classes: ClassTable) -> dict[st
     graphs: dict[str, nn.Module] = {CLASSIFIER: ClassifierGraph(classifier, method)}
     if (recipe.cam.scales, recipe.cam.flip) != ((1.0,), False):
         graphs[MULTISCALE] = ClassifierGraph(classifier, method, recipe.cam.scales, recipe.cam.flip)
+    if recipe.affinity is not None:
+        graphs[AFFINITY] = AffinityGraph(_load(folder / "affinity" / "affinity.pt", "affinity", classes))
     segmentation = folder / "train_seg" / "segmentation.pt"
     if segmentation.is_file():
         graphs[SEGMENTATION] = SegmentationGraph(_load(segmentation, "segmentation", classes))
@@ -138,12 +141,18 @@ def make_manifest(
         input=InputPolicy(max_side=recipe.export.max_side),
         outputs=(*outputs, "segmentation") if SEGMENTATION in graphs else outputs,
         graphs={
-            name: Graph(f"{name}.onnx", GRAPH_OUTPUTS[name], views=int(getattr(graph, "n_views", 1)))
+            name: Graph(
+                f"{name}.onnx",
+                GRAPH_OUTPUTS[name],
+                stride=int(getattr(graph, "stride", MAP_STRIDE)),
+                views=int(getattr(graph, "n_views", 1)),
+            )
             for name, graph in graphs.items()
         },
         presence=presence_threshold(scores, tags),
         background=Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json")),
         pseudo_label=recipe.pseudo_label,
+        walk=None if recipe.affinity is None else recipe.affinity.walk,
         cam=CamSettings(recipe.cam.method, recipe.cam.scales, recipe.cam.flip, recipe.cam.normalisation),
         method=recipe.train.method,
         provenance=Provenance(__version__, torch.__version__, git_commit(), recipe.name, recipe.seed),

@@ -63,8 +63,9 @@ def check(
 ) -> ParityReport:
     """Run both on each image, on batches, and on pieces of the first image of EDGE_SIZES.
 
-    Compared: `scores` in absolute terms; `cam` and `logits` relative to the largest value of the map; `cam01` where the
-    map exceeds CAM_FLOOR; the label maps that follow from either; and each image of a batch with the same image alone.
+    Compared: `scores` and `affinities` in absolute terms; `cam` and `logits` relative to the largest value of the map;
+    `cam01` where the map exceeds CAM_FLOOR; the label maps that follow from them; and each image of a batch with
+    the same image alone.
 
     Args:
         graph: name, for messages.
@@ -161,7 +162,7 @@ def _differences(
 ) -> Iterator[Difference]:
     for name, ours in expected.items():
         theirs = got[name]
-        if name == "scores":
+        if name in ("scores", "affinities"):  # in [0, 1]
             yield Difference(name, size, _largest(ours - theirs), tolerance.cam01_atol)
             continue
         axes = (2, 3) if name == "cam" else (1, 2, 3)  # logits compete with each other, so they share a scale

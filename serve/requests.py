@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from serve.encode import KIND_NAMES, check_mask_encoding
 from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
-from weakseg.errors import ImageError, InvalidRequestError, OutputUnsupportedError, UnknownClassError
+from weakseg.errors import ImageError, InvalidRequestError, UnknownClassError
 from weakseg.manifest import OutputKind
-from weakseg.model import Model, Request
+from weakseg.model import Model, Refinement, Request
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 MAX_REQUEST_ID = 128
@@ -22,6 +22,14 @@ DEFAULT_PAGE = 100
 RANGES: dict[Literal["background_threshold", "background_alpha"], tuple[float, float]] = {
     "background_threshold": (0.001, 0.999),
     "background_alpha": (0.01, 1000.0),
+}
+
+
+REFINEMENT_NAMES: dict[int, Refinement] = {
+    pb.REFINEMENT_NONE: "none",
+    pb.REFINEMENT_CRF: "crf",
+    pb.REFINEMENT_RANDOM_WALK: "random_walk",
+    pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
 }
 
 
@@ -53,7 +61,7 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
 
     Raises:
         InvalidRequestError: an id that is no class (reason UNKNOWN_CLASS).
-        OutputUnsupportedError: the model does not have an output, or an output not this encoding.
+        OutputUnsupportedError: the model does not have an output or an affinity graph, or an output not this encoding.
     """
     specs = {KIND_NAMES[spec.kind]: (i, spec) for i, spec in enumerate(message.outputs)}
     for spec in message.outputs:
@@ -63,7 +71,7 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
     threshold = refine = max_side = shown = None
     if "pseudo_mask" in specs:
         _, spec = specs["pseudo_mask"]
-        threshold, refine = _threshold(spec), _refine(spec)
+        threshold, refine = _threshold(spec), REFINEMENT_NAMES.get(spec.refinement)
     if "cam" in specs:
         i, spec = specs["cam"]
         max_side = spec.heatmap_max_side or None
@@ -134,12 +142,6 @@ def _threshold(spec: pb.OutputSpec) -> float | None:
     if spec.HasField("background_alpha"):
         return threshold_from_alpha(spec.background_alpha)
     return spec.background_threshold if spec.HasField("background_threshold") else None
-
-
-def _refine(spec: pb.OutputSpec) -> bool | None:
-    if spec.refinement in (pb.REFINEMENT_RANDOM_WALK, pb.REFINEMENT_RANDOM_WALK_CRF):
-        raise OutputUnsupportedError("this model has no affinity graph for a random walk: ask for CRF or NONE")
-    return {pb.REFINEMENT_NONE: False, pb.REFINEMENT_CRF: True}.get(spec.refinement)
 
 
 def _names(ids: Sequence[int], classes: ClassTable, path: str) -> list[str]:

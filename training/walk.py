@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.progress import Progress
-from weakseg.pseudo_mask import agreed, band_around, walked_labels
+from weakseg.pseudo_mask import Walk, agreed, band_around, refined_labels, refinement_settings
 from weakseg.recipe import Recipe
 from weakseg.run_folder import cam_path, mask_path, read_json, walked_path
 from weakseg.stages import all_splits
@@ -37,9 +36,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     graph = AffinityGraph(model).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     chosen = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
-    low, high = band_around(chosen.t, recipe.pseudo_label.band)
-    fields = {"mask": "random_walk", "recipe": recipe.name, "seed": recipe.seed, "band": recipe.pseudo_label.band}
-    text = provenance_text(fields | chosen.to_dict() | {"random_walk": asdict(config)})
+    band = band_around(chosen.t, recipe.pseudo_label.band)
+    fields = {"mask": "pseudo_mask", "recipe": recipe.name, "seed": recipe.seed}
+    text = provenance_text(fields | chosen.to_dict() | refinement_settings(recipe.pseudo_label, config))
     n_images = 0
     for split in all_splits(recipe):
         dataset = read(recipe.data, split)
@@ -48,9 +47,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             cam, image = read_cam(cam_path(folder, split, sample.id)), read_image(sample.image)
             with torch.inference_mode():
                 found = graph(torch.from_numpy(image[None]).to(device))["affinities"][0].cpu().numpy()
-            cam01, n_classes = cam.cam01(recipe.cam.normalisation), len(dataset.classes)
-            middle, *both = walked_labels(
-                image, cam01, cam.classes, n_classes, [chosen.t, low, high], found, graph.stride, config
+            cam01, walk = cam.cam01(recipe.cam.normalisation), Walk(found, graph.stride, config)
+            middle, *both = refined_labels(
+                image, cam01, cam.classes, len(dataset.classes), [chosen.t, *band], None, walk
             )
             for path, labels in (
                 (walked_path(folder, split, sample.id), middle),

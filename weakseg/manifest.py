@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from weakseg.classes import IGNORE, MAX_CLASSES_U8, ClassTable, voc_palette
 from weakseg.errors import BundleError, WeaksegError
 from weakseg.preprocess import InputPolicy
-from weakseg.recipe import PseudoLabelConfig
+from weakseg.recipe import PseudoLabelConfig, WalkConfig
 from weakseg.records import RecordError, from_json, to_json
 from weakseg.threshold import Threshold
 
@@ -24,8 +24,14 @@ INPUT = "images"
 OutputKind = Literal["cam", "pseudo_mask", "segmentation"]
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("cam", "pseudo_mask", "segmentation")
 
-CLASSIFIER, MULTISCALE, SEGMENTATION = "classifier", "classifier_multiscale", "segmentation"
-GRAPH_OUTPUTS = {CLASSIFIER: ("scores", "cam"), MULTISCALE: ("scores", "cam"), SEGMENTATION: ("logits",)}
+CLASSIFIER, MULTISCALE = "classifier", "classifier_multiscale"
+AFFINITY, SEGMENTATION = "affinity", "segmentation"
+GRAPH_OUTPUTS = {
+    CLASSIFIER: ("scores", "cam"),
+    MULTISCALE: ("scores", "cam"),
+    AFFINITY: ("affinities",),
+    SEGMENTATION: ("logits",),
+}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -95,6 +101,7 @@ class Manifest:
     presence: without tags, a class is present when its score >= this.
     background: the threshold t of pseudo-masks and the rule that chose it.
     pseudo_label: CRF and band of the pseudo-masks that the segmentation network was trained on.
+    walk: the random walk that made them instead of that CRF, over the graph `affinity`; None = none.
     method: training method of the classifier.
     metrics: records of the run's evaluation, each with its split, tags and threshold.
     files: {path relative to the manifest: SHA-256}, all files of the bundle but the manifest.
@@ -113,6 +120,7 @@ class Manifest:
     cam: CamSettings
     method: str
     provenance: Provenance
+    walk: WalkConfig | None = None
     licences: Licences = field(default_factory=Licences)
     metrics: tuple[dict[str, Any], ...] = ()
     training: TrainingStatistics | None = None
@@ -208,6 +216,10 @@ def _check_graphs(manifest: Manifest) -> None:
             raise BundleError(f"graph {name}: stride and views must be at least 1, got {graph.stride}, {graph.views}")
         if graph.file not in manifest.files:
             raise BundleError(f"graph {name}: its file {graph.file!r} is not in `files`, so its hash is unknown")
+    if (manifest.walk is None) != (AFFINITY not in manifest.graphs):
+        raise BundleError(
+            f"a graph {AFFINITY} and the settings `walk` of the walk over it belong together, got one of them"
+        )
     if not manifest.outputs:
         raise BundleError("outputs must not be empty")
     for kind in manifest.outputs:

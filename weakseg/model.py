@@ -22,10 +22,10 @@ from weakseg.cam import normalise, upsample
 from weakseg.classes import ClassTable
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
-from weakseg.manifest import CLASSIFIER, MULTISCALE, OUTPUT_KINDS, SEGMENTATION, Manifest, OutputKind
+from weakseg.manifest import AFFINITY, CLASSIFIER, MULTISCALE, OUTPUT_KINDS, SEGMENTATION, Manifest, OutputKind
 from weakseg.preprocess import prepare
-from weakseg.pseudo_mask import pseudo_mask, refinement_settings
-from weakseg.recipe import CrfConfig, PseudoLabelConfig
+from weakseg.pseudo_mask import Walk, pseudo_mask, refinement_settings
+from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
 from weakseg.segmentation import labels_from_logits
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Source: TypeAlias = "str | Path | bytes | Image | NDArray[Any]"  # a file, its bytes, or pixels
+Refinement = Literal["none", "crf", "random_walk", "random_walk_crf"]  # of CAMs, before they become a pseudo-mask
+REFINEMENTS: tuple[Refinement, ...] = ("none", "crf", "random_walk", "random_walk_crf")
 GraphOutputs = Mapping[str, Mapping[str, NDArray[np.float32]]]  # {graph: {output: array without the batch axis}}
 
 
@@ -51,14 +53,16 @@ class Decoded:
 class Request:
     """What to compute of an image; made by `Model.request`, which checks it.
 
-    tags: class indices that are in the image; None = by score. threshold, refine: None = as the manifest says.
+    tags: class indices that are in the image; None = by score. threshold: None = as the manifest says.
+    crf, walk: what refines the pseudo-mask.
     heatmap_classes: class indices to give maps of; None = the present ones.
     """
 
     outputs: tuple[OutputKind, ...]
     tags: tuple[int, ...] | None = None
     threshold: float | None = None
-    refine: bool | None = None
+    crf: CrfConfig | None = None
+    walk: WalkConfig | None = None
     cam: Literal["auto", "single", "multiscale"] = "auto"
     heatmap_max_side: int | None = None
     heatmap_classes: tuple[int, ...] | None = None
@@ -81,7 +85,7 @@ class Model:
         outputs: Sequence[OutputKind] | None = None,
         tags: Sequence[str] | None = None,
         threshold: float | None = None,
-        refine: bool | None = None,
+        refine: Refinement | bool | None = None,
         cam: Literal["auto", "single", "multiscale"] = "auto",
         heatmap_max_side: int | None = None,
     ) -> Result:
@@ -93,7 +97,8 @@ class Model:
             tags: names of the classes in the image, if that is known; without, those whose score reaches the manifest's
                 threshold. CAMs and pseudo-masks show present classes only; the segmentation network needs no tags.
             threshold: of the pseudo-mask's background, in (0, 1).
-            refine: whether a dense CRF sharpens the pseudo-mask.
+            refine: of the pseudo-mask: "none", "crf", "random_walk" or "random_walk_crf", these two where the
+                bundle has an affinity graph. True is "crf", False "none", None what the manifest says.
             cam: which graph makes the maps; auto = the multi-scale one for pseudo-masks, where the bundle has it.
             heatmap_max_side: heatmaps are scaled down to it.
         Raises:
@@ -121,7 +126,7 @@ class Model:
         outputs: Sequence[OutputKind] | None = None,
         tags: Sequence[str] | None = None,
         threshold: float | None = None,
-        refine: bool | None = None,
+        refine: Refinement | bool | None = None,
         cam: Literal["auto", "single", "multiscale"] = "auto",
         heatmap_max_side: int | None = None,
         heatmap_classes: Sequence[str] | None = None,
@@ -140,7 +145,8 @@ class Model:
             raise OutputUnsupportedError(f"model {self.manifest.id} has no multi-scale maps: ask for cam='single'")
         indices = None if tags is None else self._indices(tags)
         shown = None if heatmap_classes is None else self._indices(heatmap_classes)
-        return Request(kinds, indices, threshold, refine, cam, heatmap_max_side, shown)
+        crf, walk = self._refiners(refine)
+        return Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown)
 
     def decode(
         self,
@@ -163,6 +169,8 @@ class Model:
         graphs = []
         if "cam" in request.outputs or "pseudo_mask" in request.outputs:
             graphs.append(self._classifier(request))
+        if "pseudo_mask" in request.outputs and request.walk is not None:
+            graphs.append(AFFINITY)
         if "segmentation" in request.outputs:
             graphs.append(SEGMENTATION)
         return tuple(graphs)
@@ -226,9 +234,14 @@ class Model:
             shown = present if request.heatmap_classes is None else request.heatmap_classes
             result = replace(result, heatmaps=self._heatmaps(cam, shown, request.heatmap_max_side))
         if "pseudo_mask" in request.outputs:
-            threshold, config = self._threshold(request), self._refinement(request)
-            labels = self._pseudo_mask(decoded, cam, present, threshold.t, config)
-            result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=refinement_settings(config))
+            threshold, config = self._threshold(request), replace(self.manifest.pseudo_label, crf=request.crf)
+            walk = None
+            if request.walk is not None:
+                affinities = np.clip(_finite(outputs[AFFINITY]["affinities"], AFFINITY), 0, 1)
+                walk = Walk(affinities, self.manifest.graphs[AFFINITY].stride, request.walk)
+            labels = self._pseudo_mask(decoded, cam, present, threshold.t, config, walk)
+            made = refinement_settings(config, request.walk)
+            result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=made)
         return result
 
     def _present(self, scores: NDArray[np.float32], request: Request) -> tuple[int, ...]:
@@ -249,18 +262,32 @@ class Model:
         present: tuple[int, ...],
         t: float,
         config: PseudoLabelConfig,
+        walk: Walk | None,
     ) -> NDArray[Any]:
         """At the size that the network saw, which bounds the CRF's time and memory; then at the image's, by nearest."""
         height, width = decoded.prepared.shape[:2]
         cam01 = upsample(normalise(cam[list(present)], self.manifest.cam.normalisation), height, width)
-        made = pseudo_mask(decoded.prepared, cam01, np.array(present, dtype=np.int32), len(self.classes), t, config)
+        classes = np.array(present, dtype=np.int32)
+        made = pseudo_mask(decoded.prepared, cam01, classes, len(self.classes), t, config, walk)
         return _nearest(made.labels, *decoded.rgb.shape[:2])
 
-    def _refinement(self, request: Request) -> PseudoLabelConfig:
-        config = self.manifest.pseudo_label
-        if request.refine is None or request.refine == (config.crf is not None):
-            return config
-        return replace(config, crf=CrfConfig() if request.refine else None)
+    def _refiners(self, refine: Refinement | bool | None) -> tuple[CrfConfig | None, WalkConfig | None]:
+        """The manifest's settings as far as it has some; a walk has its CRF inside."""
+        own, walk = self.manifest.pseudo_label.crf, self.manifest.walk
+        if refine is None:
+            return own, walk
+        if isinstance(refine, bool):
+            refine = "crf" if refine else "none"
+        if refine not in REFINEMENTS:
+            raise ConfigError(f"unknown refine {refine!r}: expected one of {', '.join(REFINEMENTS)}, True or False")
+        if refine in ("none", "crf"):
+            return (own or CrfConfig()) if refine == "crf" else None, None
+        if walk is None:
+            raise OutputUnsupportedError(
+                f"model {self.manifest.id} has no affinity graph for a random walk: ask for crf or none"
+            )
+        after = walk.crf or own or CrfConfig()
+        return None, replace(walk, crf=after if refine == "random_walk_crf" else None)
 
     def _threshold(self, request: Request) -> Threshold:
         if request.threshold is None:

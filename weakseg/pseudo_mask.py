@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,15 @@ from weakseg.errors import ConfigError, DataError
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 
 MAX_THRESHOLD = 0.99  # an upper edge of the band beyond this would have no background left to compare
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """A random walk over one image; affinities: (S, ceil(H / stride), ceil(W / stride)) in [0, 1], see random_walk."""
+
+    affinities: NDArray[Any]
+    stride: int
+    config: WalkConfig
 
 
 @dataclass(frozen=True)
@@ -33,21 +42,23 @@ def pseudo_mask(
     n_classes: int,
     t: float,
     config: PseudoLabelConfig,
+    walk: Walk | None = None,
 ) -> PseudoMask:
     """Label map that is IGNORE where it depends on the threshold.
 
-    Two label maps, of thresholds t (1 - band) and t (1 + band); IGNORE where they disagree. Without a CRF these are
-    constant thresholds, with one each is the alpha of equal effect (`refined_labels`).
+    Two label maps, of thresholds t (1 - band) and t (1 + band); IGNORE where they disagree. Without CRF and walk these
+    are constant thresholds, with one each is the alpha of equal effect (`refined_labels`).
 
     Args:
         image: (H, W, 3) uint8 RGB.
         cam01: (K, H, W) in [0, 1], maps of the image's tags.
         classes: (K,) class indices; K = 0 gives a map that is all background.
         t: threshold in (0, 1).
+        walk: a random walk instead of `config.crf`; it may have a CRF of its own.
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
     band = band_around(t, config.band)
-    return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, sorted({*band}), config.crf)), band)
+    return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, sorted({*band}), config.crf, walk)), band)
 
 
 def band_around(t: float, share: float) -> tuple[float, float]:
@@ -65,9 +76,11 @@ def agreed(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return labels
 
 
-def refinement_settings(config: PseudoLabelConfig) -> dict[str, Any]:
-    """What beside the threshold made a pseudo-mask, as its file says it: band, crf (None = none)."""
-    return {"band": config.band, "crf": None if config.crf is None else asdict(config.crf)}
+def refinement_settings(config: PseudoLabelConfig, walk: WalkConfig | None = None) -> dict[str, Any]:
+    """What beside the threshold made a pseudo-mask, as its file says it: band, crf (None = none), maybe random_walk."""
+    crf = config.crf if walk is None else walk.crf
+    settings: dict[str, Any] = {"band": config.band, "crf": None if crf is None else asdict(crf)}
+    return settings if walk is None else settings | {"random_walk": asdict(replace(walk, crf=None))}
 
 
 def refined_labels(
@@ -77,47 +90,34 @@ def refined_labels(
     n_classes: int,
     thresholds: Sequence[float],
     config: CrfConfig | None,
+    walk: Walk | None = None,
 ) -> list[NDArray[Any]]:
     """For each threshold t the label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes.
 
     No IGNORE. `config` None: no CRF, constant thresholds. Several thresholds share the CRF's work on the image.
-    Arguments as in `pseudo_mask`.
+    With `walk`, a random walk instead, and its own CRF after it if it has one. Arguments as in `pseudo_mask`.
+    Source of the walk: Ahn & Kwak 2018, section 3.3.
     """
     if cam01.shape[1:] != image.shape[:2]:
         raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
-    if config is None or not len(cam01):
+    if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
-    return _strongest(crf.refine(image, _with_background(cam01, thresholds), config), classes, n_classes)
-
-
-def walked_labels(
-    image: NDArray[np.uint8],
-    cam01: NDArray[np.float32],
-    classes: NDArray[Any],
-    n_classes: int,
-    thresholds: Sequence[float],
-    affinities: NDArray[Any],
-    stride: int,
-    config: WalkConfig,
-) -> list[NDArray[Any]]:
-    """For each threshold t the label map (H, W) of a random walk, and of a CRF after it if the config has one.
-
-    No IGNORE. Arguments as in `pseudo_mask`, affinities and stride as in `random_walk.refine`.
-    Source: the two steps of AffinityNet, Ahn & Kwak 2018, section 3.3.
-    """
-    if not len(cam01):
-        return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
-    walked = random_walk.refine(
-        _with_background(cam01, thresholds),
-        affinities,
-        stride=stride,
-        radius=config.radius,
-        beta=config.beta,
-        steps=config.steps,
-    )
-    if config.crf is not None:
-        walked = crf.refine(image, walked / np.maximum(walked.sum(axis=1, keepdims=True), 1e-5), config.crf)
-    return _strongest(walked, classes, n_classes)
+    probabilities = _with_background(cam01, thresholds)
+    if walk is not None:
+        config, settings = walk.config.crf, walk.config
+        probabilities = random_walk.refine(
+            probabilities,
+            walk.affinities,
+            stride=walk.stride,
+            radius=settings.radius,
+            beta=settings.beta,
+            steps=settings.steps,
+        )
+        probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), 1e-5)
+    if config is not None:
+        probabilities = crf.refine(image, probabilities, config)
+    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
+    return [values[one.argmax(axis=0)] for one in probabilities]
 
 
 def _with_background(cam01: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.float32]:
@@ -126,9 +126,3 @@ def _with_background(cam01: NDArray[np.float32], thresholds: Sequence[float]) ->
     for one, t in zip(probabilities, thresholds, strict=True):
         one[0], one[1:] = background_from_alpha(cam01, alpha_from_threshold(t)), cam01
     return probabilities
-
-
-def _strongest(scores: NDArray[np.float32], classes: NDArray[Any], n_classes: int) -> list[NDArray[Any]]:
-    """Label maps (H, W) from (S, 1 + K, H, W)."""
-    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    return [values[one.argmax(axis=0)] for one in scores]

@@ -108,7 +108,9 @@ STAGES: Mapping[str, Stage] = {
         truth=lambda _: True,
     ),
     "bundle": Stage(
-        "export.bundle_from_run", ("train", "pseudo_label", "train_seg", "evaluate"), lambda r: [r.name, r.export]
+        "export.bundle_from_run",
+        ("train", "pseudo_label", "random_walk", "train_seg", "evaluate"),
+        lambda r: [r.name, r.export],
     ),
     "report": Stage("weakseg.report", ("evaluate", "bundle"), lambda r: [r.name]),
 }

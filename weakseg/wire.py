@@ -16,7 +16,7 @@ from weakseg.image import FILE_FORMATS, MAX_PIXELS, SERVICE_FORMATS, probe, read
 from weakseg.manifest import OUTPUT_KINDS, OutputKind, colour_table
 from weakseg.masks.coco_rle import labels_from_rles
 from weakseg.masks.png import labels_from_png, provenance_of
-from weakseg.model import Source, rgb_from_pixels
+from weakseg.model import Refinement, Source, rgb_from_pixels
 from weakseg.result import Result
 from weakseg.threshold import Threshold
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -36,6 +36,12 @@ _HEATMAP_ENCODINGS = {
     "f16": pb.HEATMAP_ENCODING_RAW_F16,
     "f32": pb.HEATMAP_ENCODING_RAW_F32,
 }
+_REFINEMENTS = {
+    "none": pb.REFINEMENT_NONE,
+    "crf": pb.REFINEMENT_CRF,
+    "random_walk": pb.REFINEMENT_RANDOM_WALK,
+    "random_walk_crf": pb.REFINEMENT_RANDOM_WALK_CRF,
+}
 _STAGES = ("queue", "decode", "infer", "postprocess", "encode")
 
 
@@ -53,7 +59,7 @@ class SegmentOptions(TypedDict, total=False):
     outputs: Sequence[OutputKind] | None
     tags: Sequence[str] | None
     threshold: float | None
-    refine: bool | None
+    refine: Refinement | bool | None
     heatmap_max_side: int | None
     heatmap_classes: Sequence[str] | None
     mask_encoding: MaskEncoding
@@ -190,7 +196,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         model=f"{response.model.name}/{response.model.version}",
         model_sha256=response.model_sha256,
         threshold=threshold,
-        refinement={key: made[key] for key in ("band", "crf") if key in made},
+        refinement={key: made[key] for key in ("band", "crf", "random_walk") if key in made},
         seconds={stage: _seconds(getattr(response.timing, stage)) for stage in _STAGES},
         image=image.pixels,
     )
@@ -255,7 +261,8 @@ def _spec(kind: OutputKind, info: ModelInfo, options: SegmentOptions) -> pb.Outp
         if threshold is not None:
             spec.background_threshold = threshold
         if refine is not None:
-            spec.refinement = pb.REFINEMENT_CRF if refine else pb.REFINEMENT_NONE
+            name = ("crf" if refine else "none") if isinstance(refine, bool) else refine
+            spec.refinement = _choice("refine", name, _REFINEMENTS)
     return spec
 
 

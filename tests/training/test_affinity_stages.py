@@ -55,7 +55,7 @@ def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
         assert set(np.unique(labels)) <= {0, *(c + 1 for c in sample.tags)}
         assert ((sure == labels) | (sure == IGNORE)).mean() > 0.9  # where both edges agree, so does the middle
         made = provenance_of(path.read_bytes())
-        assert made["mask"] == "random_walk"
+        assert made["mask"] == "pseudo_mask"
         assert made["t"] == t
         assert made["random_walk"]["steps"] == 8
     evaluate.run(walking, tmp_path, stage="evaluate", progress=QUIET)

@@ -19,9 +19,10 @@ from weakseg.errors import (
     OutputUnsupportedError,
     UnknownClassError,
 )
+from weakseg.manifest import Graph
 from weakseg.masks.png import provenance_of
 from weakseg.model import Model
-from weakseg.recipe import CrfConfig
+from weakseg.recipe import CrfConfig, WalkConfig
 
 MODELS = Path(__file__).parents[1] / "data" / "bundles"
 RED, BLUE, IGNORE = 1, 3, 255
@@ -270,3 +271,59 @@ def test_a_model_that_gives_nan():
 def test_load_of_nothing(tmp_path):
     with pytest.raises(BundleError, match="no such folder"):
         weakseg.load(tmp_path / "absent")
+
+
+class WalkRunner(OneRunner):
+    """Maps whose left cell answers; affinities that let it flow everywhere. Notes which graphs were run."""
+
+    def __init__(self):
+        cam = np.zeros((1, 3, 4, 8), np.float32)
+        cam[0, 0, :, :2] = 1
+        super().__init__(scores=np.array([[0.9, 0.1, 0.1]], np.float32), cam=cam)
+        self.ran = []
+
+    def run(self, graph, images):
+        self.ran.append(graph)
+        return {"affinities": np.ones((1, 34, 2, 4), np.float32)} if graph == "affinity" else self.outputs
+
+
+@pytest.fixture
+def walking():
+    opened = open_bundle(MODELS)
+    graphs = opened.manifest.graphs | {"affinity": Graph("affinity.onnx", ("affinities",), stride=8)}
+    manifest = replace(opened.manifest, graphs=graphs, walk=WalkConfig(steps=32))
+    return Model(replace(opened, manifest=manifest), WalkRunner())
+
+
+def test_the_manifests_walk_makes_pseudo_masks(walking):
+    made = walking.segment(picture(), outputs=["pseudo_mask"], threshold=0.3)
+    assert walking.runner.ran == ["classifier_multiscale", "affinity"]
+    assert made.refinement["random_walk"]["steps"] == 32
+    assert made.refinement["crf"] is None
+    plain = walking.segment(picture(), outputs=["pseudo_mask"], threshold=0.3, refine="none")
+    assert walking.runner.ran[2:] == ["classifier_multiscale"]
+    assert "random_walk" not in plain.refinement
+    assert set(np.unique(plain.mask)) - {IGNORE} == {0, RED}
+    assert not np.array_equal(made.mask, plain.mask)
+
+
+@pytest.mark.parametrize(("refine", "crf", "walks"), [("crf", True, False), (True, True, False), (False, False, False)])
+def test_a_request_may_leave_the_walk_out(walking, refine, crf, walks):
+    made = walking.segment(picture(), outputs=["pseudo_mask"], refine=refine).refinement
+    assert (made["crf"] is not None, "random_walk" in made) == (crf, walks)
+
+
+def test_a_walk_with_a_crf_after_it(walking):
+    made = walking.segment(picture(), outputs=["pseudo_mask"], refine="random_walk_crf").refinement
+    assert made["crf"] is not None
+    assert "random_walk" in made
+
+
+def test_a_walk_without_an_affinity_graph(model):
+    with pytest.raises(OutputUnsupportedError, match="no affinity graph for a random walk: ask for crf or none"):
+        model.segment(picture(), outputs=["pseudo_mask"], refine="random_walk")
+
+
+def test_an_unknown_refinement(model):
+    with pytest.raises(ConfigError, match="expected one of none, crf, random_walk, random_walk_crf, True or False"):
+        model.segment(picture(), outputs=["pseudo_mask"], refine="magic")

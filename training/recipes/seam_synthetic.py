@@ -12,6 +12,6 @@ RECIPE = replace(
     PLAIN,
     name="seam_synthetic",
     train=replace(PLAIN.train, method="seam", seam=SeamConfig(rescale=0.5)),
-    cam=replace(PLAIN.cam, method="pcm"),
+    cam=replace(PLAIN.cam, method="pcm", normalisation="minmax"),
     export=replace(PLAIN.export, name="seam-demo"),
 )
