@@ -36,7 +36,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     graph = AffinityGraph(model).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     chosen = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
-    band = band_around(chosen.t, recipe.pseudo_label.band)
+    band = band_around(chosen.t, config.band)
     fields = {"mask": "pseudo_mask", "recipe": recipe.name, "seed": recipe.seed}
     text = provenance_text(fields | chosen.to_dict() | refinement_settings(recipe.pseudo_label, config))
     n_images = 0

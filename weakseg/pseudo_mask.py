@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,15 +57,17 @@ def pseudo_mask(
         walk: a random walk instead of `config.crf`; it may have a CRF of its own.
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
-    band = band_around(t, config.band)
+    band = band_around(t, config.band, config.band_above) if walk is None else band_around(t, walk.config.band)
     return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, sorted({*band}), config.crf, walk)), band)
 
 
-def band_around(t: float, share: float) -> tuple[float, float]:
-    """The two thresholds that a label must be the same for: t (1 - share) and t (1 + share)."""
-    if not 0 <= share < 1:
-        raise ConfigError(f"band must lie in [0, 1), got {share}: 0.3 is usual, 0 switches it off")
-    return t * (1 - share), min(t * (1 + share), max(t, MAX_THRESHOLD))
+def band_around(t: float, share: float, above: float | None = None) -> tuple[float, float]:
+    """The two thresholds that a label must be the same for: t (1 - share) and t (1 + above), above None = share."""
+    if not 0 <= share < 1 or (above is not None and above < 0):
+        raise ConfigError(
+            f"band must lie in [0, 1), band_above not be negative, got {share} and {above}: 0.3 is usual, 0 = no band"
+        )
+    return t * (1 - share), min(t * (1 + (share if above is None else above)), max(t, MAX_THRESHOLD))
 
 
 def agreed(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -79,8 +81,11 @@ def agreed(maps: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def refinement_settings(config: PseudoLabelConfig, walk: WalkConfig | None = None) -> dict[str, Any]:
     """What beside the threshold made a pseudo-mask, as its file says it: band, crf (None = none), maybe random_walk."""
     crf = config.crf if walk is None else walk.crf
-    settings: dict[str, Any] = {"band": config.band, "crf": None if crf is None else asdict(crf)}
-    return settings if walk is None else settings | {"random_walk": asdict(replace(walk, crf=None))}
+    if walk is None:
+        band = {"band": config.band} if config.band_above is None else {"band": [config.band, config.band_above]}
+        return {**band, "crf": None if crf is None else asdict(crf)}
+    settings = {name: value for name, value in asdict(walk).items() if name not in ("band", "crf")}
+    return {"band": walk.band, "crf": None if crf is None else asdict(crf), "random_walk": settings}
 
 
 def refined_labels(

@@ -143,6 +143,7 @@ class PseudoLabelConfig:
     threshold: ThresholdConfig = field(default_factory=ThresholdConfig)
     crf: CrfConfig | None = field(default_factory=CrfConfig)
     band: float = 0.3  # IGNORE where backgrounds of threshold t * (1 - band) and t * (1 + band) disagree; 0 = no band
+    band_above: float | None = None  # a share of its own for the upper edge
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class WalkConfig:
     radius: int = 5  # cells: a cell's neighbours are nearer than this
     beta: float = 8.0  # exponent of affinities; larger = only through strong ones
     steps: int = 64  # SEAM's 2^6; psa has 2^8
+    band: float = 0.3  # IGNORE as in PseudoLabelConfig; 0 = none
     crf: CrfConfig | None = None  # a dense CRF after it
 
 

@@ -21,6 +21,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "OptimConfig": {"precision": "float32", "clip_norm": None},
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
+    "PseudoLabelConfig": {"band_above": None},
     "SegConfig": {"network": "deeplab_v3plus"},
 }
 

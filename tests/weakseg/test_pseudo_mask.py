@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weakseg.cam import labels_from_cam
+from weakseg.cam import labels_from_cam, threshold_from_alpha
 from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16
 from weakseg.errors import ConfigError, DataError
-from weakseg.pseudo_mask import pseudo_mask, refined_labels
+from weakseg.pseudo_mask import band_around, pseudo_mask, refined_labels
 from weakseg.recipe import CrfConfig, PseudoLabelConfig
 
 NO_CRF = PseudoLabelConfig(crf=None, band=0.5)
@@ -23,6 +23,13 @@ def test_scores_within_the_band_are_ignored(crf: CrfConfig | None) -> None:
     made = pseudo_mask(grey(1, 5), cam01, np.array([2, 0]), 3, 0.4, PseudoLabelConfig(crf=crf, band=0.5))
     assert made.labels.tolist() == [[BACKGROUND, IGNORE, IGNORE, 3, 1]]
     assert made.band == pytest.approx((0.2, 0.6))
+
+
+def test_the_two_alphas_of_a_paper_are_a_band() -> None:
+    """SEAM: alpha 24 is background for sure, alpha 4 object for sure, 6 between them for the walk."""
+    t = threshold_from_alpha(6)
+    below, above = (threshold_from_alpha(alpha) / t - 1 for alpha in (24, 4))
+    assert band_around(t, -below, above) == pytest.approx((threshold_from_alpha(24), threshold_from_alpha(4)))
 
 
 def test_without_a_band_nothing_is_ignored() -> None:
