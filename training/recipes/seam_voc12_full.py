@@ -3,7 +3,7 @@
 weakseg run seam_voc12_full --data.root VOCdevkit/VOC2012 --backbone.weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params
 
 The paper's figures, mIoU: pseudo-masks after the random walk on train (1,464 images, tags given) 63.61, DeepLab on val
-64.5, on test 65.7. They are the paper's, not ours: VOC 2012 was not at hand. Its CRF on DeepLab's output is not in here.
+64.5, on test 65.7. They are the paper's, not ours: VOC 2012 was not at hand. DeepLab's CRF is not in here.
 Hardware of the paper: four GPUs; AffinityNet 8 epochs, DeepLab 20,000 steps of 10 crops.
 """
 
