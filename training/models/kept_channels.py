@@ -30,7 +30,9 @@ def conv_of_kept(conv: nn.Conv2d, x: Tensor, noise_in: Tensor | None, noise_out:
     conv: stride 1, one group, no bias. Noise None: every channel is kept.
     """
     if (noise_in is None and noise_out is None) or not _pays(x):
-        return conv(x)  # type: ignore[no-any-return]
+        # In the layout of x: a 1x1 weight is in both, and torch then answers in channels_last, for which the large 3x3
+        # weight behind it would be converted, forwards and backwards.
+        return conv(x).contiguous(memory_format=_layout(x))  # type: ignore[no-any-return]
     padding, dilation = list(conv.padding), list(conv.dilation)
     inputs = _kept(noise_in, x.shape[0], conv.in_channels)
     outputs = _kept(noise_out, x.shape[0], conv.out_channels)
