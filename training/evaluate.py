@@ -31,6 +31,7 @@ from weakseg.recipe import Recipe
 from weakseg.refinement import REFINERS, Change, refiner_record
 from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json, walked_path
 from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
+from weakseg.stages import mask_stage
 from weakseg.threshold import Threshold, drawn
 
 CHUNK = 16  # images per task of a worker: one summed result travels back for all of them
@@ -180,13 +181,14 @@ def _label_maps(
     if config.crf is not None:
         image = read_image(sample.image)
         yield "cam_crf", refined_labels(image, cam01, classes, task.n_classes, [task.t], config.crf)[0]
+    if task.recipe.affinity is not None:
+        yield "random_walk", labels_from_png(walked_path(task.folder, task.split, sample.id).read_bytes())
     if task.truth is None:
         return
-    stage = "pseudo_label"
-    if task.recipe.affinity is not None:
-        stage = "random_walk"
-        yield stage, labels_from_png(walked_path(task.folder, task.split, sample.id).read_bytes())
-    yield "pseudo_mask", labels_from_png(mask_path(task.folder, task.split, sample.id, stage).read_bytes())
+    yield (
+        "pseudo_mask",
+        labels_from_png(mask_path(task.folder, task.split, sample.id, mask_stage(task.recipe)).read_bytes()),
+    )
     for network in task.segmentations:
         yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())
 
@@ -196,7 +198,10 @@ def _record(
 ) -> dict[str, Any]:
     recipe, classes = task.recipe, dataset.classes
     weak = what in ("cam", "cam_crf", "random_walk", "pseudo_mask")  # made with the image's tags and a threshold
+    walk = None if recipe.affinity is None else recipe.affinity.walk
     crf = recipe.pseudo_label.crf if what in ("cam_crf", "pseudo_mask") else None
+    if walk is not None and what in ("random_walk", "pseudo_mask"):
+        crf = walk.crf
     oracle = sweep.best(task.scored) if what == "cam" else None
     record = {
         "what": what,

@@ -26,6 +26,7 @@ from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.run_folder import mask_path
+from weakseg.stages import mask_stage
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
 def label_source(recipe: Recipe, folder: Path) -> LabelSource:
     if recipe.train_seg.supervision == "full":
         return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
-    return PseudoMasks(folder, recipe.data.train, "pseudo_label" if recipe.affinity is None else "random_walk")
+    return PseudoMasks(folder, recipe.data.train, mask_stage(recipe))
 
 
 def start_backbone(recipe: Recipe, folder: Path) -> Any:

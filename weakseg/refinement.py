@@ -45,6 +45,13 @@ REFINERS = (
         advice="leave it out with --pseudo_label.crf none, or make it milder with a smaller "
         "--pseudo_label.crf.bilateral_sxy or fewer --pseudo_label.crf.iterations",
     ),
+    Refiner(
+        "random_walk",
+        before="cam",
+        after="random_walk",
+        advice="leave it out with --affinity none, or make it milder with a larger --affinity.walk.beta or fewer "
+        "--affinity.walk.steps",
+    ),
 )
 
 

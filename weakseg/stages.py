@@ -117,6 +117,11 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
+def mask_stage(recipe: Recipe) -> str:
+    """The stage whose pseudo-masks the segmentation network learns from (run_folder.mask_path)."""
+    return "pseudo_label" if recipe.affinity is None else "random_walk"
+
+
 def plan(recipe: Recipe) -> list[str]:
     """Names of the recipe's stages, in order."""
     left_out = set() if recipe.upper_bound else {"train_seg_full"}

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import weakseg
+from export import bundle_from_run
 from training import evaluate, make_cams, pseudo_label, train_affinity, train_classifier, train_segmentation, walk
 from training.graphs import AffinityGraph
 from training.models import AffinityNet, load_model
 from training.train_affinity import most_frequent
+from weakseg import report
 from weakseg.classes import IGNORE
 from weakseg.datasets import read
 from weakseg.errors import ConfigError
@@ -62,7 +65,18 @@ def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
     record = read_json(tmp_path / "evaluate/random_walk-val.json")
     assert record["tags"] == "given"
     assert record["coverage"] == 1
+    assert read_json(tmp_path / "evaluate/refiner-random_walk-val.json")["n_images"] > 0
     assert (tmp_path / "evaluate/segmentation-val.json").is_file()
+    bundle_from_run.run(walking, tmp_path, stage="bundle", progress=QUIET)
+    sample = next(sample for sample in read(walking.data, "val") if sample.tags)
+    names = [read(walking.data, "val").classes.names[c] for c in sample.tags]
+    with weakseg.load(tmp_path / "bundle", threads=1) as model:
+        served = model.segment(sample.image, outputs=["pseudo_mask"], tags=names)
+    offline = labels_from_png(mask_path(tmp_path, "val", sample.id, "random_walk").read_bytes())
+    assert (served.mask == offline).mean() > 0.99  # maps travel as float16 in a run
+    assert served.refinement["random_walk"]["steps"] == 8
+    report.run(walking, tmp_path, stage="report", progress=QUIET)
+    assert "random_walk" in (tmp_path / "report.html").read_text()
 
 
 def test_what_is_there_is_not_made_again(walking: Recipe, tmp_path: Path) -> None:

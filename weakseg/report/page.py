@@ -20,6 +20,7 @@ from weakseg.stages import STAGES
 NAMES = {
     "cam": "CAM",
     "cam_crf": "CAM + CRF",
+    "random_walk": "CAM + random walk",
     "pseudo_mask": "Pseudo-masks",
     "segmentation": "Segmentation",
     "segmentation_full": "Full supervision",
@@ -327,8 +328,8 @@ def _settings(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def _block(name: str, values: Record, default: Record) -> str:
-    before = dict(_flat(default))
+def _block(name: str, values: Record, default: Record | None) -> str:
+    before = dict(_flat(default or {}))  # a section that the default recipe does not have
     items = "".join(
         f"<dt>{escape(key)}</dt><dd{'' if before.get(key) == value else ' class=changed'}>{escape(value)}</dd>"
         for key, value in _flat(values)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from weakseg.recipe import Recipe
 from weakseg.report.colours import IGNORE_COLOUR, class_colours
 from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
 from weakseg.scoring import Confusion
+from weakseg.stages import mask_stage
 
 N_SHOWN = 12
 MAX_RANKED = 1000  # of a larger split, evenly spaced ones are ranked
 LONG_SIDE_PX = 360
 FEW_CLASSES = 10  # so many have a colour even when no shown image has them
 LAYERS = ("CAM", "pseudo-mask", "prediction", "truth")  # over the photograph, in this order
+Paths = Callable[[str, str, Sample], Path]  # (layer, split, sample) -> its label map
 GROUPS = ("best", "around the median", "worst")
 
 
@@ -71,20 +74,21 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
     """The best, median and worst images by their own IoU; evenly spaced ones where nothing can be ranked."""
     split = main_split(recipe)
     dataset = read(recipe.data, split)
+    paths = partial(_path, folder, mask_stage(recipe))
     truth = open_truth(recipe.data, split, opener="report") if has_truth(recipe.data) else None
     names = recipe.data.scored_classes
     scored = None if names is None else [dataset.classes.index(name) for name in names]
-    ranked_by = next((what for what in ("prediction", "pseudo-mask") if _made(folder, what, dataset)), None)
+    ranked_by = next((what for what in ("prediction", "pseudo-mask") if _made(paths, what, dataset)), None)
     candidates = _spaced(dataset.samples, MAX_RANKED)
     chosen: list[tuple[Sample, float | None, str | None]]
     n_ranked = 0
     if truth is None or ranked_by is None:
         chosen = [(sample, None, None) for sample in _spaced(dataset.samples, N_SHOWN)]
     else:
-        ranking = _ranking(folder, split, ranked_by, candidates, truth, scored, progress)
+        ranking = _ranking(paths, split, ranked_by, candidates, truth, scored, progress)
         n_ranked = len(ranking)
         chosen = _best_median_worst(ranking)
-    maps = [_label_maps(folder, split, sample, truth) for sample, _, _ in chosen]
+    maps = [_label_maps(paths, split, sample, truth) for sample, _, _ in chosen]
     seen = {int(c) - 1 for per_image in maps for labels in per_image.values() for c in _values(labels)}
     seen |= {c for sample, _, _ in chosen for c in sample.tags}
     headline = range(len(dataset.classes)) if scored is None else scored
@@ -98,7 +102,7 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
 
 
 def _ranking(
-    folder: Path,
+    paths: Paths,
     split: str,
     what: str,
     samples: Sequence[Sample],
@@ -109,7 +113,7 @@ def _ranking(
     """(sample, mean IoU of the foreground classes in its truth or its label map), best first."""
     out = []
     for sample in progress.each(samples, "report: rank images", total=len(samples)):
-        path = _path(folder, what, split, sample)
+        path = paths(what, split, sample)
         if not path.is_file() or not truth.has(sample.id):
             continue
         confusion = Confusion(len(truth.classes))
@@ -130,10 +134,10 @@ def _best_median_worst(ranking: list[tuple[Sample, float]]) -> list[tuple[Sample
     ]
 
 
-def _label_maps(folder: Path, split: str, sample: Sample, truth: Truth | None) -> dict[str, NDArray[Any]]:
+def _label_maps(paths: Paths, split: str, sample: Sample, truth: Truth | None) -> dict[str, NDArray[Any]]:
     maps: dict[str, NDArray[Any]] = {}
     for what in ("pseudo-mask", "prediction"):
-        path = _path(folder, what, split, sample)
+        path = paths(what, split, sample)
         if path.is_file():
             maps[what] = labels_from_png(path.read_bytes())
     if truth is not None and truth.has(sample.id):
@@ -214,14 +218,14 @@ def _webp(pixels: NDArray[Any], **options: Any) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _path(folder: Path, what: str, split: str, sample: Sample) -> Path:
+def _path(folder: Path, masks: str, what: str, split: str, sample: Sample) -> Path:
     if what == "prediction":
         return prediction_path(folder, "segmentation", split, sample.id)
-    return mask_path(folder, split, sample.id)
+    return mask_path(folder, split, sample.id, masks)
 
 
-def _made(folder: Path, what: str, dataset: Dataset) -> bool:
-    return any(_path(folder, what, dataset.split, sample).is_file() for sample in dataset)
+def _made(paths: Paths, what: str, dataset: Dataset) -> bool:
+    return any(paths(what, dataset.split, sample).is_file() for sample in dataset)
 
 
 def _values(labels: NDArray[Any]) -> list[int]:
