@@ -26,6 +26,12 @@ from weakseg.run_folder import mask_path, read_json, walked_path
 from weakseg.stages import plan, stage_keys
 
 QUIET = Progress("silent")
+TO_AFFINITY = (
+    (train_classifier, "train"),
+    (make_cams, "cam"),
+    (pseudo_label, "pseudo_label"),
+    (train_affinity, "affinity"),
+)
 
 
 @pytest.fixture
@@ -40,14 +46,7 @@ def walking(recipe: Recipe) -> Recipe:
 
 
 def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
-    for module, stage in (
-        (train_classifier, "train"),
-        (make_cams, "cam"),
-        (pseudo_label, "pseudo_label"),
-        (train_affinity, "affinity"),
-        (walk, "random_walk"),
-        (train_segmentation, "train_seg"),
-    ):
+    for module, stage in (*TO_AFFINITY, (walk, "random_walk"), (train_segmentation, "train_seg")):
         module.run(walking, tmp_path, stage=stage, progress=QUIET)
     t = read_json(tmp_path / "pseudo_label/threshold.json")["t"]
     for sample in read(walking.data, "train"):
@@ -80,12 +79,7 @@ def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_made_again(walking: Recipe, tmp_path: Path) -> None:
-    for module, stage in (
-        (train_classifier, "train"),
-        (make_cams, "cam"),
-        (pseudo_label, "pseudo_label"),
-        (train_affinity, "affinity"),
-    ):
+    for module, stage in TO_AFFINITY:
         module.run(walking, tmp_path, stage=stage, progress=QUIET)
     assert walk.run(walking, tmp_path, stage="random_walk", progress=QUIET)["n_images"] == 12
     sample = read(walking.data, "val").samples[0]
