@@ -125,11 +125,11 @@ def test_maps_are_the_specifications(narrow: Backbone, size: tuple[int, int]) ->
     torch.testing.assert_close(maps, expected)
 
 
-@pytest.mark.parametrize("least_cells", [1, 10**6])
+@pytest.mark.parametrize("few_cells", [0, 10**6])
 def test_gradients_are_the_specifications_with_the_same_dropout(
-    narrow: Backbone, least_cells: int, monkeypatch: pytest.MonkeyPatch
+    narrow: Backbone, few_cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.models.kept_channels.LEAST_CELLS", least_cells)
+    monkeypatch.setattr("training.models.kept_channels.FEW_CELLS", few_cells)
     narrow.symmetric_padding()
     state = {k: v.detach().clone().requires_grad_(v.ndim == 4) for k, v in narrow.state_dict().items()}
     x = torch.randn(2, 3, 40, 24, dtype=torch.double)
@@ -165,13 +165,16 @@ def test_on_a_cpu_the_layout_stays_plain(narrow: Backbone) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("drops", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("drops", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("size", [(16, 20), (8, 6)], ids=["kept", "few cells"])
+@pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_of_kept_channels_is_the_whole_one_masked(
-    drops: tuple[bool, bool], layout: torch.memory_format
+    drops: tuple[bool, bool], layout: torch.memory_format, size: tuple[int, int], kernel: int
 ) -> None:
     torch.manual_seed(0)
-    conv = torch.nn.Conv2d(12, 10, 3, padding=2, dilation=2, bias=False).to(memory_format=layout)
-    x = torch.randn(3, 12, 16, 20).to(memory_format=layout)
+    padding = kernel // 2 * 2
+    conv = torch.nn.Conv2d(12, 10, kernel, padding=padding, dilation=2, bias=False).to(memory_format=layout)
+    x = torch.randn(3, 12, *size).to(memory_format=layout)
     before, behind = channel_noise(x, 12, 0.5), channel_noise(x, 10, 0.5)
     x = x if not drops[0] else scale(x, before)
     noise = before if drops[0] else None, behind if drops[1] else None

@@ -70,7 +70,9 @@ class Bottleneck(nn.Module):
         noise2 = channel_noise(x, self.conv_branch2b1.out_channels, drop)
         h = scale(bn_relu(self.bn_branch2b1, conv_of_kept(self.conv_branch2a, u, None, noise1)), noise1)
         h = scale(bn_relu(self.bn_branch2b2, conv_of_kept(self.conv_branch2b1, h, noise1, noise2)), noise2)
-        return conv_of_kept(self.conv_branch2b2, h, noise2, None).add_(self.conv_branch1(u)), u
+        return conv_of_kept(self.conv_branch2b2, h, noise2, None).add_(
+            conv_of_kept(self.conv_branch1, u, None, None)
+        ), u
 
 
 class ResNet38d(Backbone):
