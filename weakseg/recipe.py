@@ -191,6 +191,7 @@ class EvaluateConfig:
     splits: tuple[str, ...] = ("train", "val")
     seg_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     seg_flip: bool = True
+    seg_crf: CrfConfig | None = None  # a dense CRF over the final network's scores, scored beside it
     boundary_px: int = 3  # tolerance of the boundary F-score
 
 

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -17,9 +17,19 @@ from typing import Any
 import tyro
 
 from weakseg.errors import ConfigError
+from weakseg.presets import AFFINITY
 from weakseg.recipe import CrfConfig, Recipe
 
 PACKAGE = "training.recipes"
+# Sections that can be absent, outer ones first, and what each can be set to by name. A key of one that is absent
+# starts from the first.
+CRF: Mapping[str, CrfConfig | None] = {"default": CrfConfig(), "none": None}
+SECTIONS: Mapping[str, Mapping[str, Any]] = {
+    "pseudo_label.crf": CRF,
+    "affinity": {**AFFINITY, "none": None},
+    "affinity.walk.crf": CRF,
+    "evaluate.seg_crf": CRF,
+}
 
 
 def recipe_names() -> list[str]:
@@ -50,13 +60,13 @@ def load_recipe(name: str) -> Recipe:
 
 
 def override(recipe: Recipe, arguments: Sequence[str], *, prog: str = "weakseg run RECIPE") -> Recipe:
-    """The recipe with `--section.key value` applied; `--pseudo_label.crf none` leaves the CRF out.
+    """The recipe with `--section.key value` applied; `--pseudo_label.crf none` leaves a section of SECTIONS out.
 
     Raises:
         ConfigError: an unknown key, with the nearest ones, or a value of another type.
         SystemExit: after `--help` has printed every key with its meaning and value.
     """
-    recipe, arguments = _switch_crf(recipe, arguments)
+    recipe, arguments = _switch_sections(recipe, arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -91,22 +101,38 @@ def _from_file(path: Path) -> object:
     return getattr(module, "RECIPE", None)
 
 
-def _switch_crf(recipe: Recipe, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """The one section that can be absent. tyro has no flag for that, so it is switched off or on before."""
+def _switch_sections(recipe: Recipe, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """tyro has no flag for a section that may be absent, so these are switched off or on before."""
     rest = list(arguments)
-    keys = [argument.replace("-", "_") for argument in rest]
-    if "__pseudo_label.crf" in keys:
-        at = keys.index("__pseudo_label.crf")
-        if keys[at + 1 : at + 2] not in (["none"], ["None"]):
-            raise ConfigError(
-                "--pseudo_label.crf is a section: expected `none`, or one of its keys as in "
-                "--pseudo_label.crf.iterations 5"
-            )
-        del rest[at : at + 2]
-        return replace(recipe, pseudo_label=replace(recipe.pseudo_label, crf=None)), rest
-    if recipe.pseudo_label.crf is None and any(key.startswith("__pseudo_label.crf.") for key in keys):
-        return replace(recipe, pseudo_label=replace(recipe.pseudo_label, crf=CrfConfig())), rest
+    for path, choices in SECTIONS.items():
+        keys = [argument.replace("-", "_") for argument in rest]
+        if f"__{path}" in keys:
+            at = keys.index(f"__{path}")
+            value = "".join(keys[at + 1 : at + 2]).lower()
+            if value not in choices:
+                raise ConfigError(
+                    f"--{path} is a section: expected {' or '.join(choices)}, or one of its keys as in --{path}.KEY"
+                )
+            recipe = _with_section(recipe, path.split("."), choices[value])
+            del rest[at : at + 2]
+        elif any(key.startswith(f"__{path}.") for key in keys) and _section(recipe, path) is None:
+            recipe = _with_section(recipe, path.split("."), next(iter(choices.values())))
     return recipe, rest
+
+
+def _section(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _with_section(config: Any, names: Sequence[str], value: Any) -> Any:
+    head, *rest = names
+    if not rest:
+        return replace(config, **{head: value})
+    if getattr(config, head) is None:
+        raise ConfigError(f"{head} is left out of this recipe, so it has no {'.'.join(rest)}: set --{head} first")
+    return replace(config, **{head: _with_section(getattr(config, head), rest, value)})
 
 
 def _unknown_key(key: str, recipe: Recipe) -> ConfigError:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from weakseg.errors import ConfigError
@@ -78,6 +80,17 @@ def test_the_crf_goes_and_comes():
     assert override(without, ["--pseudo_label.crf.iterations", "2"]).pseudo_label.crf == CrfConfig(iterations=2)
 
 
+def test_a_section_by_the_name_of_published_settings():
+    assert RECIPE.affinity is None
+    walked = override(RECIPE, ["--affinity", "psa", "--affinity.walk.beta", "4"]).affinity
+    assert walked is not None and (walked.walk.steps, walked.walk.beta, walked.optim.lr) == (256, 4.0, 0.1)
+    both = override(RECIPE, ["--affinity.walk.crf.iterations", "3"]).affinity
+    assert both is not None and both.walk.crf == CrfConfig(iterations=3)
+    assert override(replace(RECIPE, affinity=walked), ["--affinity", "none"]).affinity is None
+    with pytest.raises(ConfigError, match="affinity is left out of this recipe"):
+        override(RECIPE, ["--affinity", "none", "--affinity.walk.crf", "default"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,7 +100,8 @@ def test_the_crf_goes_and_comes():
         (["--train.optim.epochs", "1.5"], "invalid literal for int"),
         (["--cam.normalisation", "sum"], "invalid choice 'sum'"),
         (["--train.optim.epochs"], "Missing value"),
-        (["--pseudo_label.crf", "yes"], "expected `none`"),
+        (["--pseudo_label.crf", "yes"], "expected default or none"),
+        (["--affinity", "paper"], "expected default or seam or psa or"),
         (["stray"], "unknown key stray"),
     ],
 )
