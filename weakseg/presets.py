@@ -1,7 +1,7 @@
 """Published settings by name: `affinity=AFFINITY["seam"]` in a recipe, `--affinity seam` on the command line.
 
 They are for PASCAL VOC 2012, photographs of 500 px. The backgrounds (1 - max)^alpha that go with them are settings of
-`pseudo_label` (weakseg.cam.threshold_from_alpha): psa labels with alpha 4 and 32 and walks with 16, SEAM with 4, 24 and 6.
+`pseudo_label` (weakseg.cam.threshold_from_alpha): psa labels of alpha 4 and 32 and a walk of 16, SEAM 4, 24, 6.
 """
 
 from __future__ import annotations
