@@ -90,6 +90,12 @@ def mean(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(values, (total / size()).tolist(), strict=True))
 
 
+def wait() -> None:
+    """Until every process is here."""
+    if size() > 1:
+        _add_up(torch.zeros(1))
+
+
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace gradients by their means over the processes; where none has one, there is none after."""
     if size() == 1:

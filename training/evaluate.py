@@ -183,14 +183,14 @@ def _label_maps(
         yield "cam_crf", refined_labels(image, cam01, classes, task.n_classes, [task.t], config.crf)[0]
     if task.recipe.affinity is not None:
         yield "random_walk", labels_from_png(walked_path(task.folder, task.split, sample.id).read_bytes())
+    for network in task.segmentations:
+        yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())
     if task.truth is None:
         return
     yield (
         "pseudo_mask",
         labels_from_png(mask_path(task.folder, task.split, sample.id, mask_stage(task.recipe)).read_bytes()),
     )
-    for network in task.segmentations:
-        yield network, labels_from_png(prediction_path(task.folder, network, task.split, sample.id).read_bytes())
 
 
 def _record(
@@ -202,6 +202,8 @@ def _record(
     crf = recipe.pseudo_label.crf if what in ("cam_crf", "pseudo_mask") else None
     if walk is not None and what in ("random_walk", "pseudo_mask"):
         crf = walk.crf
+    if what in ("segmentation_crf", "segmentation_full_crf"):
+        crf = recipe.evaluate.seg_crf
     oracle = sweep.best(task.scored) if what == "cam" else None
     record = {
         "what": what,
@@ -222,11 +224,8 @@ def _record(
 
 
 def _predict(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> tuple[str, ...]:
-    """Run the trained segmentation networks without tags; returns the names of those there are."""
+    """Run the trained segmentation networks without tags; returns the names of what they wrote."""
     from training.predict_segmentation import NETWORKS, predict  # torch; the scoring workers never load it
 
     there = [name for name, stage in NETWORKS.items() if (folder / stage / "segmentation.pt").is_file()]
-    for name in there:
-        path = partial(prediction_path, folder, name, dataset.split)
-        predict(recipe, folder / NETWORKS[name] / "segmentation.pt", dataset, path, progress)
-    return tuple(there)
+    return tuple(what for name in there for what in predict(recipe, folder, name, dataset, progress))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,25 +17,34 @@ from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
-from weakseg.segmentation import labels_from_logits
+from weakseg.run_folder import prediction_path
+from weakseg.segmentation import crf_labels, labels_from_logits
 
 NETWORKS = {"segmentation": "train_seg", "segmentation_full": "train_seg_full"}  # name in evaluate/ -> stage
 
 
-def predict(
-    recipe: Recipe, model_path: Path, dataset: Dataset, path: Callable[[str], Path], progress: Progress
-) -> None:
-    """Write a label map PNG, which says how it was made, for every sample at `path(sample id)`."""
-    config = recipe.evaluate
-    model, _ = load_model(model_path, kind="segmentation")
+def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress: Progress) -> list[str]:
+    """Write a label map PNG, which says how it was made, for every sample; with `evaluate.seg_crf` a second one.
+
+    Returns:
+        what they are found under in `prediction_path`: the network's name, and <name>_crf.
+    """
+    config, stage = recipe.evaluate, NETWORKS[name]
+    model, _ = load_model(folder / stage / "segmentation.pt", kind="segmentation")
     device = pick_device()
     graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fields = {"mask": "segmentation", "stage": model_path.parent.name, "recipe": recipe.name, "seed": recipe.seed}
-    text = provenance_text(fields | {"scales": config.seg_scales, "flip": config.seg_flip})
+    fields = {"mask": "segmentation", "stage": stage, "recipe": recipe.name, "seed": recipe.seed}
+    fields |= {"scales": config.seg_scales, "flip": config.seg_flip}
+    crf = config.seg_crf
     for sample in progress.each(dataset, f"predict {dataset.split}", total=len(dataset)):
         image = read_image(sample.image)
         with torch.inference_mode():
             logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
-        labels = labels_from_logits(logits, *image.shape[:2])
-        write_bytes_atomic(path(sample.id), png_from_labels(labels, voc_palette(), text))
+        made = {name: (labels_from_logits(logits, *image.shape[:2]), fields)}
+        if crf is not None:
+            made[f"{name}_crf"] = crf_labels(image, logits, crf), fields | {"crf": asdict(crf)}
+        for what, (labels, said) in made.items():
+            path = prediction_path(folder, what, dataset.split, sample.id)
+            write_bytes_atomic(path, png_from_labels(labels, voc_palette(), provenance_text(said)))
+    return [name] if crf is None else [name, f"{name}_crf"]

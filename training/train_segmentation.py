@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import distributed
+from training import distributed, self_training
 from training.data import Batch, LabelSource, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
@@ -20,7 +20,7 @@ from training.losses import segmentation_cross_entropy
 from training.models import build_backbone, build_segmentation, load_model, save_model
 from training.randomness import seed_torch
 from weakseg.classes import IGNORE
-from weakseg.datasets import Sample, read
+from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, open_truth
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
@@ -52,26 +52,43 @@ class TrueMasks:
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
-    """Writes <folder>/<stage>/segmentation.pt; resumes from its checkpoint. `train_seg_full` is the upper bound."""
+    """Writes <folder>/<stage>/segmentation.pt; resumes from its checkpoint. `train_seg_full` is the upper bound.
+
+    With several rounds the networks of the earlier ones, and what they make of the training images, are in
+    <stage>/round-<n>/.
+    """
     if stage == "train_seg_full":
-        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full"))
+        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1))
     dataset = read(recipe.data, recipe.data.train)
+    labels = label_source(recipe, folder)
+    for n in range(1, recipe.train_seg.rounds):
+        earlier = folder / stage / f"round-{n}"
+        if not (earlier / "segmentation.pt").is_file():
+            _train(recipe, folder, dataset, labels, earlier, progress)
+        distributed.wait()
+        self_training.relabel(recipe, earlier / "segmentation.pt", dataset, progress)
+        labels = PseudoMasks(earlier, dataset.split, self_training.FOLDER)
+    return _train(recipe, folder, dataset, labels, folder / stage, progress)
+
+
+def _train(
+    recipe: Recipe, folder: Path, dataset: Dataset, labels: LabelSource, into: Path, progress: Progress
+) -> dict[str, Any]:
+    """One round, from the start weights."""
     seed_torch(recipe.seed, 0)
     config = recipe.train_seg
     backbone = start_backbone(recipe, folder)
     model = build_segmentation(config.network, backbone, len(dataset.classes), config.width).to(pick_device())
-    optim = config.optim
-    fill = model.backbone.mean_colour
-    images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))
-    losses = partial(segmentation_losses, balance=recipe.train_seg.balance)
-    summary = fit(model, losses, images, folder / stage, progress=progress)
+    images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
+    losses = partial(segmentation_losses, balance=config.balance)
+    summary = fit(model, losses, images, into, progress=progress)
     if distributed.rank() == 0:
         save_model(
-            folder / stage / "segmentation.pt",
+            into / "segmentation.pt",
             model,
             kind="segmentation",
             classes=dataset.classes.names,
-            method=f"{config.network}, {recipe.train_seg.supervision} supervision",
+            method=f"{config.network}, {config.supervision} supervision",
         )
     return summary
 

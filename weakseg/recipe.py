@@ -181,6 +181,8 @@ class SegConfig:
     network: Literal["deeplab_v3plus", "deeplab_v2", "deeplab_largefov"] = "deeplab_v3plus"
     width: int = 256  # channels of its new layers
     balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
+    rounds: int = 1  # 2 = self-training: a network learns again from what the first makes of the training images
+    sure: float = 0.8  # for it: IGNORE where no class is as likely
     optim: OptimConfig = field(default_factory=_seg_optim)
 
 

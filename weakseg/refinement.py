@@ -52,6 +52,13 @@ REFINERS = (
         advice="leave it out with --affinity none, or make it milder with a larger --affinity.walk.beta or fewer "
         "--affinity.walk.steps",
     ),
+    Refiner(
+        "seg_crf",
+        before="segmentation",
+        after="segmentation_crf",
+        advice="leave it out with --evaluate.seg_crf none, or make it milder with a smaller "
+        "--evaluate.seg_crf.bilateral_weight",
+    ),
 )
 
 

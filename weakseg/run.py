@@ -88,8 +88,13 @@ def run(
 
 def _check_crf(recipe: Recipe, names: Sequence[str]) -> None:
     """What would otherwise fail after the training: a CRF that is not installed, or cannot be."""
-    config = recipe.pseudo_label.crf
-    if config is not None and {"pseudo_label", "evaluate"} & set(names):
+    walk = None if recipe.affinity is None else recipe.affinity.walk.crf
+    used = [
+        (recipe.pseudo_label.crf, {"pseudo_label", "evaluate"}),
+        (walk, {"random_walk"}),
+        (recipe.evaluate.seg_crf, {"evaluate"}),
+    ]
+    for config in [config for config, stages in used if config is not None and stages & set(names)]:
         crf.check_config(config)
         crf.check_available(config.backend)
 

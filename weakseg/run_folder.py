@@ -14,7 +14,9 @@ STEPS = (
     "random_walk",
     "pseudo_mask",
     "segmentation",
+    "segmentation_crf",
     "segmentation_full",
+    "segmentation_full_crf",
 )  # `what` of evaluations, in order
 FEW_IMAGES = 13
 
@@ -35,7 +37,7 @@ def walked_path(folder: Path, split: str, sample_id: str) -> Path:
 
 
 def prediction_path(folder: Path, network: str, split: str, sample_id: str) -> Path:
-    """Where a run keeps what a network (`segmentation`, `segmentation_full`) predicts."""
+    """Where a run keeps what a network (`segmentation`, `segmentation_full`) or its CRF (<network>_crf) predicts."""
     return folder / "evaluate" / network / split / f"{sample_id}.png"
 
 

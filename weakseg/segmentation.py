@@ -8,9 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from weakseg import crf
 from weakseg.cam import upsample, upsample_one
 from weakseg.classes import mask_dtype
 from weakseg.errors import DataError
+from weakseg.recipe import CrfConfig
+
+LEAST_PROBABILITY = 0.01
 
 
 def labels_from_logits(
@@ -36,6 +40,27 @@ def labels_from_logits(
         np.copyto(labels, channel, where=value > best)
         np.maximum(best, value, out=best)
     return labels
+
+
+def crf_labels(image: NDArray[np.uint8], logits: NDArray[Any], config: CrfConfig) -> NDArray[Any]:
+    """Argmax of a dense CRF over the network's probabilities, brought bilinearly to the pixels of the image.
+
+    A class that is nowhere as likely as LEAST_PROBABILITY is left out: a CRF's time grows with its classes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. logits: (C + 1, ceil(H / 4), ceil(W / 4)) float.
+    Returns:
+        (H, W) in `mask_dtype(C)`.
+    Raises:
+        DataError: another shape, or logits that are not finite; ConfigError, WeaksegError as `weakseg.crf.refine`.
+    Source: DeepLab-v2, Chen et al., TPAMI 2018, section 3.3.
+    """
+    logits = _logits(logits)
+    likely = np.exp(logits - logits.max(axis=0))
+    likely /= likely.sum(axis=0)
+    channels = np.flatnonzero(likely.max(axis=(1, 2)) >= LEAST_PROBABILITY)
+    refined = crf.refine(image, upsample(likely[channels], *image.shape[:2]), config)
+    return channels.astype(mask_dtype(len(logits) - 1))[refined.argmax(axis=0)]
 
 
 def confidence(logits: NDArray[Any]) -> float:

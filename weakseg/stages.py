@@ -22,7 +22,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None},
-    "SegConfig": {"network": "deeplab_v3plus"},
+    "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8},
     "EvaluateConfig": {"seg_crf": None},
 }
 

@@ -3,9 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weakseg import crf
 from weakseg.cam import upsample
 from weakseg.errors import DataError
-from weakseg.segmentation import confidence, labels_from_logits
+from weakseg.recipe import CrfConfig
+from weakseg.segmentation import confidence, crf_labels, labels_from_logits
 
 
 @given(
@@ -61,3 +63,25 @@ def test_bad_logits_are_refused() -> None:
         labels_from_logits(np.zeros((1, 3, 2, 2)), 8, 8)
     with pytest.raises(DataError, match="finite"):
         labels_from_logits(np.full((3, 2, 2), np.nan), 8, 8)
+
+
+def test_crf_moves_the_border_to_the_edge_of_the_image() -> None:
+    image = np.zeros((32, 48, 3), dtype=np.uint8)
+    image[:, 20:] = 230
+    logits = np.full((4, 8, 12), -9, dtype=np.float32)  # channels 2 and 3 are nowhere likely
+    logits[0, :, :6], logits[1, :, 6:] = 1, 1  # the border at column 24
+    logits[0, :, 6:], logits[1, :, :6] = 0, 0
+    config = CrfConfig(bilateral_sxy=20, gaussian_weight=1)
+    labels = crf_labels(image, logits, config)
+    assert labels.dtype == np.uint8
+    assert (labels[:, :19] == 0).all() and (labels[:, 21:] == 1).all()
+    assert (labels_from_logits(logits, 32, 48)[:, 21] == 0).all()
+
+
+def test_crf_of_logits_is_that_of_their_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (20, 28, 3), dtype=np.uint8)
+    logits = rng.normal(size=(4, 5, 7)).astype(np.float32)
+    likely = np.exp(logits) / np.exp(logits).sum(axis=0)
+    expected = crf.refine(image, upsample(likely, 20, 28), CrfConfig()).argmax(axis=0)
+    np.testing.assert_array_equal(crf_labels(image, logits, CrfConfig()), expected)

@@ -23,7 +23,9 @@ NAMES = {
     "random_walk": "CAM + random walk",
     "pseudo_mask": "Pseudo-masks",
     "segmentation": "Segmentation",
+    "segmentation_crf": "Segmentation + CRF",
     "segmentation_full": "Full supervision",
+    "segmentation_full_crf": "Full supervision + CRF",
 }
 LAYER_HELP = {
     "CAM": "strongest class activation of each pixel; the white line is the threshold",
@@ -110,7 +112,7 @@ def _card(what: str, splits: dict[str, Record], split: str) -> str:
     lines = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     if oracle is not None:
         lines += f'<li><em class="oracle">oracle</em> {_percent(oracle["miou"])} at {oracle["t"]:.2f}</li>'
-    aside = " aside" if what == "segmentation_full" else ""
+    aside = " aside" if what.startswith("segmentation_full") else ""
     where = "" if main["split"] == split else f" <small>{escape(main['split'])}</small>"
     return (
         f'<article class="card {what}{aside}"><h3>{NAMES[what]}</h3>'

@@ -1,0 +1,72 @@
+"""Masks of the training images from a segmentation network that was trained on earlier ones, for a further round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training import distributed
+from training.device import pick_device
+from training.graphs import SegmentationGraph
+from training.models import load_model
+from weakseg.cam import mask_values, upsample
+from weakseg.classes import BACKGROUND, ignore_value, voc_palette
+from weakseg.datasets import Dataset, Sample
+from weakseg.errors import ConfigError
+from weakseg.files import write_bytes_atomic
+from weakseg.image import read_image
+from weakseg.masks.png import png_from_labels, provenance_text
+from weakseg.progress import Progress
+from weakseg.recipe import Recipe
+from weakseg.run_folder import mask_path
+
+FOLDER = "labels"  # beside the network's file
+
+
+def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, progress: Progress) -> None:
+    """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped."""
+    if not 0 <= recipe.train_seg.sure < 1:
+        raise ConfigError(
+            f"train_seg.sure must lie in [0, 1), got {recipe.train_seg.sure}: 0.8 is usual, 0 = no IGNORE"
+        )
+    model, _ = load_model(model_path, kind="segmentation")
+    device, config, folder = pick_device(), recipe.evaluate, model_path.parent
+    graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
+    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fields = {"mask": "self_training", "recipe": recipe.name, "seed": recipe.seed, "sure": recipe.train_seg.sure}
+    text = provenance_text(fields | {"scales": config.seg_scales, "flip": config.seg_flip})
+
+    def path(sample: Sample) -> Path:
+        return mask_path(folder, dataset.split, sample.id, FOLDER)
+
+    share = dataset.samples[distributed.rank() :: distributed.size()]
+    todo = [sample for sample in share if not path(sample).is_file()]
+    for sample in progress.each(todo, f"{folder.name}: relabel", total=len(todo)):
+        image = read_image(sample.image)
+        with torch.inference_mode():
+            logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
+        labels = sure_labels(logits, np.array(sample.tags), *image.shape[:2], recipe.train_seg.sure)
+        write_bytes_atomic(path(sample), png_from_labels(labels, voc_palette(), text))
+    distributed.wait()
+
+
+def sure_labels(
+    logits: NDArray[np.float32], tags: NDArray[np.intp], height: int, width: int, sure: float
+) -> NDArray[Any]:
+    """(height, width) label map of background and the image's tags, IGNORE where none of them is as likely as `sure`.
+
+    Args:
+        logits: (C + 1, ceil(height / 4), ceil(width / 4)). tags: (K,) class indices; other classes are known to be
+            absent, so probabilities are among background and tags alone.
+    """
+    values = np.concatenate([[BACKGROUND], mask_values(tags, len(logits) - 1)])
+    among = logits[values]
+    likely = np.exp(among - among.max(axis=0))
+    likely = upsample(likely / likely.sum(axis=0), height, width)
+    labels = values.astype(mask_values(tags, len(logits) - 1).dtype)[likely.argmax(axis=0)]
+    labels[likely.max(axis=0) < sure] = ignore_value(labels)
+    return labels
