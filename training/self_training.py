@@ -21,18 +21,23 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.progress import Progress
-from weakseg.recipe import Recipe
+from weakseg.recipe import Recipe, SegConfig
 from weakseg.run_folder import mask_path
 
 FOLDER = "labels"  # beside the network's file
 
 
+def check(config: SegConfig) -> None:
+    """Raises ConfigError when rounds cannot be run so."""
+    if config.rounds < 1 or not 0 <= config.sure < 1:
+        raise ConfigError(
+            f"train_seg.rounds must be at least 1 and train_seg.sure lie in [0, 1), got {config.rounds} and "
+            f"{config.sure}: 0.8 is usual, 0 = no IGNORE"
+        )
+
+
 def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, progress: Progress) -> None:
     """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped."""
-    if not 0 <= recipe.train_seg.sure < 1:
-        raise ConfigError(
-            f"train_seg.sure must lie in [0, 1), got {recipe.train_seg.sure}: 0.8 is usual, 0 = no IGNORE"
-        )
     model, _ = load_model(model_path, kind="segmentation")
     device, config, folder = pick_device(), recipe.evaluate, model_path.parent
     graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()

@@ -59,6 +59,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     """
     if stage == "train_seg_full":
         recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1))
+    self_training.check(recipe.train_seg)
     dataset = read(recipe.data, recipe.data.train)
     labels = label_source(recipe, folder)
     for n in range(1, recipe.train_seg.rounds):

@@ -60,7 +60,8 @@ def crf_labels(image: NDArray[np.uint8], logits: NDArray[Any], config: CrfConfig
     likely /= likely.sum(axis=0)
     channels = np.flatnonzero(likely.max(axis=(1, 2)) >= LEAST_PROBABILITY)
     refined = crf.refine(image, upsample(likely[channels], *image.shape[:2]), config)
-    return channels.astype(mask_dtype(len(logits) - 1))[refined.argmax(axis=0)]
+    labels: NDArray[Any] = channels.astype(mask_dtype(len(logits) - 1))[refined.argmax(axis=0)]
+    return labels
 
 
 def confidence(logits: NDArray[Any]) -> float:

@@ -71,9 +71,9 @@ def test_the_second_round_learns_from_the_first_and_goes_on_where_it_stopped(
     assert provenance_of(prediction_path(tmp_path, "segmentation_crf", "val", sample.id).read_bytes())["crf"]
 
 
-def test_a_confidence_that_nothing_can_reach_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, train_seg=replace(recipe.train_seg, rounds=2, sure=1.0))
-    for module, stage in ((train_classifier, "train"), (make_cams, "cam"), (pseudo_label, "pseudo_label")):
-        module.run(recipe, tmp_path, stage=stage, progress=QUIET)
-    with pytest.raises(ConfigError, match=r"train_seg\.sure"):
+@pytest.mark.parametrize("wrong", [{"sure": 1.0}, {"sure": -0.1}, {"rounds": 0}])
+def test_rounds_that_cannot_be_are_refused_before_the_first(recipe: Recipe, tmp_path: Path, wrong: dict) -> None:
+    recipe = replace(recipe, train_seg=replace(recipe.train_seg, **wrong))
+    with pytest.raises(ConfigError, match=r"train_seg\.rounds"):
         train_segmentation.run(recipe, tmp_path, stage="train_seg", progress=QUIET)
+    assert not any(tmp_path.iterdir())
