@@ -18,8 +18,8 @@ from training.loop import Moment, fit
 from training.losses import affinity
 from training.models import AffinityNet, build_backbone, load_model, save_model
 from training.models.affinity import affinities
+from training.pseudo_masks import PseudoMasks, check_labelled
 from training.randomness import seed_torch
-from training.train_segmentation import PseudoMasks
 from weakseg.classes import IGNORE
 from weakseg.datasets import read
 from weakseg.errors import ConfigError
@@ -37,6 +37,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     seed_torch(recipe.seed, 0)
     model = AffinityNet(_backbone(recipe, config, folder), config.walk.radius).to(pick_device())
     labels = PseudoMasks(folder, recipe.data.train)
+    check_labelled(labels, dataset, progress)
     images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
     summary = fit(model, partial(affinity_losses, radius=config.walk.radius), images, folder / stage, progress=progress)
     if distributed.rank() == 0:

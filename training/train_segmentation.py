@@ -18,27 +18,14 @@ from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
 from training.models import build_backbone, build_segmentation, load_model, save_model
+from training.pseudo_masks import PseudoMasks, check_labelled
 from training.randomness import seed_torch
 from weakseg.classes import IGNORE
 from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, open_truth
-from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
-from weakseg.run_folder import mask_path
 from weakseg.stages import mask_stage
-
-
-@dataclass(frozen=True)
-class PseudoMasks:
-    """Label maps that a stage wrote."""
-
-    folder: Path
-    split: str
-    stage: str = "pseudo_label"
-
-    def __call__(self, sample: Sample) -> NDArray[np.integer]:
-        return labels_from_png(mask_path(self.folder, self.split, sample.id, self.stage).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -62,6 +49,8 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     self_training.check(recipe.train_seg)
     dataset = read(recipe.data, recipe.data.train)
     labels = label_source(recipe, folder)
+    if isinstance(labels, PseudoMasks):
+        check_labelled(labels, dataset, progress)
     for n in range(1, recipe.train_seg.rounds):
         earlier = folder / stage / f"round-{n}"
         if not (earlier / "segmentation.pt").is_file():

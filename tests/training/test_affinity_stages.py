@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from export import bundle_from_run
 from training import evaluate, make_cams, pseudo_label, train_affinity, train_classifier, train_segmentation, walk
 from training.graphs import AffinityGraph
 from training.models import AffinityNet, load_model
+from training.pseudo_masks import PseudoMasks, check_labelled
 from training.train_affinity import most_frequent
 from weakseg import report
-from weakseg.classes import IGNORE
+from weakseg.cam_file import read_cam
+from weakseg.classes import IGNORE, voc_palette
 from weakseg.datasets import read
-from weakseg.errors import ConfigError
-from weakseg.masks.png import labels_from_png, provenance_of
+from weakseg.errors import ConfigError, DataError
+from weakseg.files import write_bytes_atomic
+from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of
 from weakseg.progress import Progress
+from weakseg.pseudo_mask import Walk, refined_labels
 from weakseg.recipe import AffinityConfig, Recipe, WalkConfig
-from weakseg.run_folder import mask_path, read_json, walked_path
+from weakseg.run_folder import cam_path, mask_path, read_json, walked_path
 from weakseg.stages import plan, stage_keys
 
 QUIET = Progress("silent")
@@ -106,6 +111,61 @@ def test_a_crop_without_pairs_is_refused(walking: Recipe, tmp_path: Path) -> Non
     small = replace(walking.affinity, optim=replace(walking.affinity.optim, crop_px=64))
     with pytest.raises(ConfigError, match="64 px is 8 cells of 8 px wide, pairs of radius 5 need 9: raise .* to 72"):
         train_affinity.run(replace(walking, affinity=small), tmp_path, stage="affinity", progress=QUIET)
+
+
+@pytest.mark.parametrize(("module", "stage"), [(train_affinity, "affinity"), (train_segmentation, "train_seg")])
+def test_masks_that_nothing_can_be_learnt_from(
+    recipe: Recipe, walking: Recipe, tmp_path: Path, module: ModuleType, stage: str
+) -> None:
+    chosen = walking if stage == "affinity" else recipe
+    chosen = replace(chosen, train_seg=replace(recipe.train_seg, start="weights"))
+    labels = np.full((48, 64), IGNORE, np.uint8)
+    for sample in read(chosen.data, "train"):
+        write_bytes_atomic(mask_path(tmp_path, "train", sample.id), png_from_labels(labels, voc_palette()))
+    with pytest.raises(DataError, match="IGNORE everywhere: lower the band of the stage pseudo_label"):
+        module.run(chosen, tmp_path, stage=stage, progress=QUIET)
+    assert not (tmp_path / stage).exists()
+
+
+def test_a_class_that_no_mask_is_sure_of_is_named(
+    walking: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = read(walking.data, "train")
+    for sample in dataset:
+        labels = np.full((48, 64), IGNORE, np.uint8)
+        labels[:, 32:] = IGNORE if 2 in sample.tags or not sample.tags else sample.tags[0] + 1
+        write_bytes_atomic(mask_path(tmp_path, "train", sample.id), png_from_labels(labels, voc_palette()))
+    check_labelled(PseudoMasks(tmp_path, "train"), dataset, Progress("lines"))
+    assert (
+        "no pseudo-mask of train is sure of background, red: the network learns nothing of them"
+        in capsys.readouterr().err
+    )
+
+
+def test_maps_of_another_models_classes_are_refused(walking: Recipe, tmp_path: Path) -> None:
+    for module, stage in TO_AFFINITY:
+        module.run(walking, tmp_path, stage=stage, progress=QUIET)
+    sample = next(sample for sample in read(walking.data, "val") if sample.tags)
+    path = cam_path(tmp_path, "val", sample.id)
+    cam = read_cam(path)
+    replace(cam, classes=cam.classes + 3).save(path)
+    with pytest.raises(DataError, match=r"class indices must lie in 0\.\.2"):
+        walk.run(walking, tmp_path, stage="random_walk", progress=QUIET)
+    assert not walked_path(tmp_path, "val", sample.id).exists()
+
+
+@pytest.mark.parametrize("size", [(9, 64), (8, 8), (1, 5), (3, 200)])
+def test_images_smaller_than_the_reach_of_a_walk(walking: Recipe, size: tuple[int, int]) -> None:
+    """9 cells are what a radius of 5 spans; there are only 2 rows of them, or one cell."""
+    from training.models import build_backbone
+
+    graph = AffinityGraph(AffinityNet(build_backbone(replace(walking.backbone, output_stride=8)))).eval()
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    with torch.no_grad():
+        found = graph(torch.from_numpy(image[None]))["affinities"][0].numpy()
+    cam01 = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(1, *size)
+    (labels,) = refined_labels(image, cam01, np.array([1]), 3, [0.5], None, Walk(found, 8, WalkConfig()))
+    assert labels.shape == size and set(np.unique(labels)) <= {0, 2}
 
 
 def test_a_cell_takes_its_most_frequent_label() -> None:

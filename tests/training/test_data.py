@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from training.augment import augment, crop, jitter_colour, resize_long_side
 from training.data import Batches, TrainingImages
+from training.pseudo_masks import PseudoMasks
 from training.randomness import epoch_order, sample_rng
-from training.train_segmentation import PseudoMasks
 from weakseg.classes import IGNORE
 from weakseg.datasets import read
 from weakseg.errors import DatasetError

@@ -12,6 +12,7 @@ import torch
 
 from training import evaluate, make_cams, pseudo_label, train_classifier, train_segmentation
 from training.methods import cam as cam_method
+from training.pseudo_masks import PseudoMasks
 from weakseg.cam import labels_from_cam
 from weakseg.cam_file import CamFile, read_cam
 from weakseg.datasets import read
@@ -145,7 +146,7 @@ def test_full_supervision_learns_from_truth_and_only_when_asked(recipe: Recipe, 
     weak = train_segmentation.label_source(recipe, folder)
     full = train_segmentation.label_source(replace(recipe, train_seg=SegConfig(supervision="full")), folder)
     sample = read(recipe.data, "train").samples[0]
-    assert isinstance(weak, train_segmentation.PseudoMasks)
+    assert isinstance(weak, PseudoMasks)
     mask = full(sample)
     assert set(np.unique(mask)) == {0, sample.tags[0] + 1} and (mask > 0).sum() == 24 * 24
 

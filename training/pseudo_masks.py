@@ -1,0 +1,54 @@
+"""Label maps that an earlier stage wrote, as what a network learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weakseg.classes import BACKGROUND, ignore_value
+from weakseg.datasets import Dataset, Sample
+from weakseg.errors import DataError
+from weakseg.masks.png import labels_from_png
+from weakseg.progress import Progress
+from weakseg.run_folder import mask_path
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """Label maps of a split under <folder>/<stage>/."""
+
+    folder: Path
+    split: str
+    stage: str = "pseudo_label"
+
+    def __call__(self, sample: Sample) -> NDArray[np.integer]:
+        return labels_from_png(mask_path(self.folder, self.split, sample.id, self.stage).read_bytes())
+
+
+def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress) -> None:
+    """Say which tagged classes, or that background, no mask is sure of: a network learns nothing of them.
+
+    Raises:
+        DataError: every pixel of every mask is IGNORE.
+    """
+    pixels = np.zeros(len(dataset.classes) + 1, dtype=np.int64)
+    for sample in progress.each(dataset, "look at pseudo-masks", total=len(dataset)):
+        labels = masks(sample)
+        known = labels[labels != ignore_value(labels)]
+        pixels += np.bincount(known, minlength=len(pixels))
+    if not pixels.any():
+        raise DataError(
+            f"expected pseudo-masks of {dataset.split} with labels to learn from, got IGNORE everywhere: lower the "
+            f"band of the stage {masks.stage} (IGNORE where two thresholds disagree), or look at the maps"
+        )
+    tagged = {c for sample in dataset for c in sample.tags}
+    names = {BACKGROUND: "background"} | {c + 1: dataset.classes.names[c] for c in sorted(tagged)}
+    unseen = [name for value, name in names.items() if not pixels[value]]
+    if unseen:
+        progress.say(
+            f"warning: no pseudo-mask of {dataset.split} is sure of {', '.join(unseen)}: the network learns nothing of "
+            f"{'it' if len(unseen) == 1 else 'them'}"
+        )
