@@ -22,6 +22,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None},
+    "WalkConfig": {"background": None},
     "SegConfig": {"network": "deeplab_v3plus"},
     "EvaluateConfig": {"seg_crf": None},
 }
