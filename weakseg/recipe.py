@@ -167,10 +167,12 @@ class WalkConfig:
 
 @dataclass(frozen=True)
 class AffinityConfig:
-    """AffinityNet, trained on the pseudo-masks, and the walk of the maps over what it has learnt."""
+    """AffinityNet or IRN, trained on the pseudo-masks, and the walk of the maps over what it has learnt."""
 
-    output_stride: Literal[8, 16] = 8  # pixels of a cell
+    network: Literal["affinitynet", "irn"] = "affinitynet"  # irn: boundaries, over a backbone that stays as it is
+    output_stride: Literal[8, 16] = 8  # of the backbone: pixels of an AffinityNet's cell; irn has cells of 4
     start: Literal["weights", "classifier"] = "weights"  # where the backbone's weights come from
+    train_radius: int | None = None  # of the pairs that it learns from; None = walk.radius. irn: 10, its walk 5
     walk: WalkConfig = field(default_factory=WalkConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

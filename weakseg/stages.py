@@ -23,6 +23,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None},
     "WalkConfig": {"background": None},
+    "AffinityConfig": {"network": "affinitynet", "train_radius": None},
     "SegConfig": {"network": "deeplab_v3plus"},
     "EvaluateConfig": {"seg_crf": None},
 }

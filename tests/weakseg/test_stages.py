@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 import pytest
 
 from weakseg.recipe import (
+    AffinityConfig,
     CrfConfig,
     DataConfig,
     EvaluateConfig,
@@ -83,6 +84,8 @@ def test_a_section_of_a_method_counts_where_its_method_is_used(data):
         (CrfConfig(), "backend", "brute_force"),
         (ThresholdConfig(), "area", 0.5),
         (WalkConfig(), "background", 0.25),
+        (AffinityConfig(), "network", "irn"),
+        (AffinityConfig(), "train_radius", 10),
     ],
 )
 def test_fields_added_later_count_when_they_change_something(section, name, value):
