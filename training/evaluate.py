@@ -32,7 +32,7 @@ from weakseg.refinement import REFINERS, Change, refiner_record
 from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json, walked_path
 from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
 from weakseg.stages import mask_stage
-from weakseg.threshold import Threshold, drawn
+from weakseg.threshold import Threshold, after_walk, drawn
 
 CHUNK = 16  # images per task of a worker: one summed result travels back for all of them
 
@@ -201,7 +201,7 @@ def _record(
     walk = None if recipe.affinity is None else recipe.affinity.walk
     crf = recipe.pseudo_label.crf if what in ("cam_crf", "pseudo_mask") else None
     if walk is not None and what in ("random_walk", "pseudo_mask"):
-        crf = walk.crf
+        crf, threshold = walk.crf, after_walk(threshold, walk)
     if what in ("segmentation_crf", "segmentation_full_crf"):
         crf = recipe.evaluate.seg_crf
     oracle = sweep.best(task.scored) if what == "cam" else None

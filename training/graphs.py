@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.cams import CamMethod
-from training.models.affinity import affinities
 from training.models.layers import CANVAS
 from weakseg.errors import ConfigError
 
@@ -97,16 +96,16 @@ class SegmentationGraph(nn.Module):
 
 
 class AffinityGraph(nn.Module):
-    """affinities (B, S, ceil(H/stride), ceil(W/stride)) of cells with their neighbours, see weakseg.random_walk."""
+    """affinities (B, S or S + 1, ceil(H/stride), ceil(W/stride)) of cells with neighbours, see weakseg.random_walk."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.stride = model, int(model.backbone.strides[-1])  # type: ignore[union-attr, index]
+        self.model, self.stride = model, int(model.stride)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Outputs:
         x = canvas_images(images, self.model.backbone.mean, CANVAS)
-        features = crop_maps(self.model(x), images.shape[1], images.shape[2], self.stride)
-        return {"affinities": affinities(features, self.model.radius)}
+        maps = crop_maps(self.model(x), images.shape[1], images.shape[2], self.stride)
+        return {"affinities": self.model.affinities(maps, self.model.radius)}
 
 
 def _with_mirror(view: Tensor) -> Tensor:

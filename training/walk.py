@@ -21,7 +21,7 @@ from weakseg.pseudo_mask import Walk, agreed, band_around, refined_labels, refin
 from weakseg.recipe import Recipe
 from weakseg.run_folder import cam_path, mask_path, read_json, walked_path
 from weakseg.stages import all_splits
-from weakseg.threshold import Threshold
+from weakseg.threshold import Threshold, after_walk
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     device = pick_device()
     graph = AffinityGraph(model).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chosen = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
+    chosen = after_walk(Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json")), config)
     band = band_around(chosen.t, config.band)
     fields = {"mask": "pseudo_mask", "recipe": recipe.name, "seed": recipe.seed}
     text = provenance_text(fields | chosen.to_dict() | refinement_settings(recipe.pseudo_label, config))

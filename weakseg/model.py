@@ -29,7 +29,7 @@ from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
 from weakseg.segmentation import labels_from_logits
-from weakseg.threshold import Threshold
+from weakseg.threshold import Threshold, after_walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,8 @@ class Model:
             outputs: of "cam", "pseudo_mask", "segmentation"; None = the segmentation, or what the model has instead.
             tags: names of the classes in the image, if that is known; without, those whose score reaches the manifest's
                 threshold. CAMs and pseudo-masks show present classes only; the segmentation network needs no tags.
-            threshold: of the pseudo-mask's background, in (0, 1).
+            threshold: of the pseudo-mask's background, in (0, 1): of CAMs, or what the classes meet after a walk that
+                has a constant background.
             refine: of the pseudo-mask: "none", "crf", "random_walk" or "random_walk_crf", these two where the
                 bundle has an affinity graph. True is "crf", False "none", None what the manifest says.
             cam: which graph makes the maps; auto = the multi-scale one for pseudo-masks, where the bundle has it.
@@ -146,6 +147,8 @@ class Model:
         indices = None if tags is None else self._indices(tags)
         shown = None if heatmap_classes is None else self._indices(heatmap_classes)
         crf, walk = self._refiners(refine)
+        if threshold is not None and walk is not None and walk.background is not None:
+            walk = replace(walk, background=threshold)
         return Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown)
 
     def decode(
@@ -291,7 +294,7 @@ class Model:
 
     def _threshold(self, request: Request) -> Threshold:
         if request.threshold is None:
-            return self.manifest.background
+            return after_walk(self.manifest.background, request.walk)
         return Threshold(request.threshold, "request", "given with the request")
 
     def _classifier(self, request: Request) -> str:

@@ -1,7 +1,8 @@
 """Published settings by name: `affinity=AFFINITY["seam"]` in a recipe, `--affinity seam` on the command line.
 
 They are for PASCAL VOC 2012, photographs of 500 px. The backgrounds (1 - max)^alpha that go with them are settings of
-`pseudo_label` (weakseg.cam.threshold_from_alpha): psa labels of alpha 4 and 32 and a walk of 16, SEAM 4, 24, 6.
+`pseudo_label` (weakseg.cam.threshold_from_alpha): psa labels of alpha 4 and 32 and a walk of 16, SEAM 4, 24, 6. IRN has
+the thresholds .05 and .30 for its labels, and its walk meets a constant.
 """
 
 from __future__ import annotations
@@ -21,5 +22,24 @@ _SEAM = AffinityConfig(
 )
 # Ahn & Kwak, CVPR 2018, and jiwoon-ahn/psa train_aff.py, infer_aff.py
 _PSA = replace(_SEAM, walk=replace(_SEAM.walk, steps=2**8), optim=replace(_SEAM.optim, lr=0.1))
+# Ahn, Cho & Kwak, CVPR 2019, and jiwoon-ahn/irn run_sample.py, train_irn.py; its backbone is a ResNet-50. The authors
+# average the boundaries of image and mirror image, which is not done here.
+_IRN = AffinityConfig(
+    network="irn",
+    output_stride=16,
+    train_radius=10,
+    walk=WalkConfig(radius=5, beta=10.0, steps=2**8, background=0.25, band=0.0),
+    optim=OptimConfig(
+        epochs=3,
+        batch_size=32,
+        crop_px=512,
+        long_side_px=(250, 750),  # 0.5 to 1.5 times the 500 pixels of a photograph
+        jitter=0.0,
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=1e-4,
+        new_lr_scale=1.0,
+    ),
+)
 
-AFFINITY: Mapping[str, AffinityConfig] = {"default": AffinityConfig(), "seam": _SEAM, "psa": _PSA}
+AFFINITY: Mapping[str, AffinityConfig] = {"default": AffinityConfig(), "seam": _SEAM, "psa": _PSA, "irn": _IRN}

@@ -20,7 +20,7 @@ MAX_THRESHOLD = 0.99  # an upper edge of the band beyond this would have no back
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """A random walk over one image; affinities: (S, ceil(H / stride), ceil(W / stride)) in [0, 1], see random_walk."""
+    """A random walk over one image; affinities: (S or S + 1, ceil(H / stride), ceil(W / stride)), see random_walk."""
 
     affinities: NDArray[Any]
     stride: int
@@ -53,7 +53,7 @@ def pseudo_mask(
         image: (H, W, 3) uint8 RGB.
         cam01: (K, H, W) in [0, 1], maps of the image's tags.
         classes: (K,) class indices; K = 0 gives a map that is all background.
-        t: threshold in (0, 1).
+        t: threshold in (0, 1), `weakseg.threshold.after_walk` of the one that was chosen.
         walk: a random walk instead of `config.crf`; it may have a CRF of its own.
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
@@ -100,34 +100,59 @@ def refined_labels(
     """For each threshold t the label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes.
 
     No IGNORE. `config` None: no CRF, constant thresholds. Several thresholds share the CRF's work on the image.
-    With `walk`, a random walk instead, and its own CRF after it if it has one. Arguments as in `pseudo_mask`.
-    Source of the walk: Ahn & Kwak 2018, section 3.3.
+    With `walk`, a random walk instead, and its own CRF after it if it has one. Where it has a background, the
+    thresholds are constants that the walked classes meet (`_walked`). Arguments as in `pseudo_mask`.
     """
     if cam01.shape[1:] != image.shape[:2]:
         raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
     if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
-    probabilities = _with_background(cam01, thresholds)
-    if walk is not None:
-        config, settings = walk.config.crf, walk.config
-        probabilities = random_walk.refine(
-            probabilities,
-            walk.affinities,
-            stride=walk.stride,
-            radius=settings.radius,
-            beta=settings.beta,
-            steps=settings.steps,
-        )
-        probabilities /= np.maximum(probabilities.sum(axis=1, keepdims=True), 1e-5)
+    if walk is None:
+        probabilities = _joined(_backgrounds(cam01, thresholds), cam01)
+    else:
+        config, probabilities = walk.config.crf, _walked(cam01, thresholds, walk)
     if config is not None:
         probabilities = crf.refine(image, probabilities, config)
     values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
     return [values[one.argmax(axis=0)] for one in probabilities]
 
 
-def _with_background(cam01: NDArray[np.float32], thresholds: Sequence[float]) -> NDArray[np.float32]:
-    """(S, 1 + K, H, W): for each threshold t (1 - max)^alpha(t) in front of the maps."""
-    probabilities = np.empty((len(thresholds), 1 + len(cam01), *cam01.shape[1:]), dtype=np.float32)
-    for one, t in zip(probabilities, thresholds, strict=True):
-        one[0], one[1:] = background_from_alpha(cam01, alpha_from_threshold(t)), cam01
-    return probabilities
+def _walked(cam01: NDArray[np.float32], thresholds: Sequence[float], walk: Walk) -> NDArray[np.float32]:
+    """(S, 1 + K, H, W) that sum to 1: for each threshold background and classes after the walk.
+
+    Without `walk.config.background` a background (1 - max)^alpha(t) walks with the classes. With it the classes walk
+    alone, once for all thresholds, are divided by the largest value of the image, and each t is a constant background.
+    Source: Ahn & Kwak 2018, section 3.3; with it IRN, Ahn, Cho & Kwak 2019, jiwoon-ahn/irn step/make_sem_seg_labels.py.
+    """
+    settings = walk.config
+
+    def walked(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        return random_walk.refine(
+            scores,
+            walk.affinities,
+            stride=walk.stride,
+            radius=settings.radius,
+            beta=settings.beta,
+            steps=settings.steps,
+        )
+
+    if settings.background is None:
+        scores = walked(_joined(_backgrounds(cam01, thresholds), cam01))
+    else:
+        classes = walked(cam01)
+        scores = _joined(thresholds, classes / max(float(classes.max()), 1e-5))
+    scores /= np.maximum(scores.sum(axis=1, keepdims=True), 1e-5)
+    return scores
+
+
+def _backgrounds(cam01: NDArray[np.float32], thresholds: Sequence[float]) -> list[NDArray[np.float32]]:
+    """For each threshold t (H, W) (1 - max)^alpha(t)."""
+    return [background_from_alpha(cam01, alpha_from_threshold(t)) for t in thresholds]
+
+
+def _joined(backgrounds: Sequence[NDArray[np.float32] | float], maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(S, 1 + K, H, W): each of the backgrounds, (H, W) or a constant, in front of the maps."""
+    scores = np.empty((len(backgrounds), 1 + len(maps), *maps.shape[1:]), dtype=np.float32)
+    for one, background in zip(scores, backgrounds, strict=True):
+        one[0], one[1:] = background, maps
+    return scores

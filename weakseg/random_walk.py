@@ -1,7 +1,8 @@
 """Random walk over learnt affinities: scores flow between neighbouring cells that belong together.
 
 The transition matrix has 1 + 2 S entries in each of its h w columns; it is applied step by step to the K rows of scores
-and never multiplied by itself: memory grows with h w, not with its square. AffinityNet, Ahn & Kwak, CVPR 2018.
+and never multiplied by itself: memory grows with h w, not with its square. AffinityNet, Ahn & Kwak, CVPR 2018; IRN,
+Ahn, Cho & Kwak, CVPR 2019.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ def random_walk(
     A_ij = A_ji is the affinity of a pair of cells, 1 for a cell with itself, 0 beyond the radius.
 
     Args:
-        scores: (K, h, w) >= 0, the background among the K.
-        affinities: (S, h, w) in [0, 1]: entry s at (y, x) belongs to (y, x) and (y, x) + pair_offsets(radius)[s];
-            what reaches outside the map is not looked at.
-        beta: exponent, larger = only through strong affinities. steps: psa has 2^8, SEAM 2^6.
+        scores: (K, h, w) >= 0, the background among the K where it walks.
+        affinities: (S, h, w) or (S + 1, h, w) in [0, 1]: entry s at (y, x) belongs to (y, x) and
+            (y, x) + pair_offsets(radius)[s]; what reaches outside the map is not looked at. A last row S + 1 is how
+            much of each cell's scores sets out, all of it without: IRN's 1 - boundary.
+        beta: exponent, larger = only through strong affinities. steps: psa and IRN have 2^8, SEAM 2^6.
     Returns:
-        (K, h, w) float32; its values stay within the minimum and maximum of each row of scores.
+        (K, h, w) float32; its values stay within the minimum and maximum of each row of what sets out.
     Raises:
         DataError: shapes that do not fit, scores below 0, affinities outside [0, 1], not finite.
         ConfigError: beta not positive, steps below 0.
@@ -50,7 +52,10 @@ def random_walk(
         raise ConfigError(f"beta of the random walk must be positive and steps not negative, got {beta} and {steps}")
     _check(scores, affinities, radius)
     n_classes, height, width = scores.shape
-    step = transition(affinities, radius, beta)
+    n_pairs = len(pair_offsets(radius))
+    for share in affinities[n_pairs:]:
+        scores = scores * share
+    step = transition(affinities[:n_pairs], radius, beta)
     rows = np.ascontiguousarray(scores.reshape(n_classes, -1).T, dtype=np.float32)
     for _ in range(steps):
         rows = step @ rows
@@ -64,7 +69,7 @@ def refine(
 
     Args:
         probabilities: (..., K, H, W) >= 0; leading axes are sets, each walked by itself.
-        affinities: (S, ceil(H / stride), ceil(W / stride)), cells of `stride` pixels; else as in `random_walk`.
+        affinities: (S or S + 1, ceil(H / stride), ceil(W / stride)), cells of `stride` pixels; as in `random_walk`.
     Returns:
         float32 like probabilities, bilinear between the cells' centres.
     Raises:
@@ -113,10 +118,12 @@ def transition(affinities: NDArray[Any], radius: int, beta: float) -> Any:
 
 def _check(scores: NDArray[Any], affinities: NDArray[Any], radius: int) -> None:
     n_pairs = len(pair_offsets(radius))
-    if scores.ndim != 3 or affinities.shape != (n_pairs, *scores.shape[1:]) or 0 in scores.shape[1:]:
+    allowed = [(n, *scores.shape[1:]) for n in (n_pairs, n_pairs + 1)]
+    if scores.ndim != 3 or affinities.shape not in allowed or 0 in scores.shape[1:]:
         raise DataError(
-            f"a random walk of radius {radius} takes scores (K, h, w) and affinities ({n_pairs}, h, w), "
-            f"got {scores.shape} and {affinities.shape}"
+            f"a random walk of radius {radius} takes scores (K, h, w) and affinities "
+            f"({n_pairs} or {n_pairs + 1}, h, w), "
+            f"got {scores.shape} and {affinities.shape}: are these affinities of this radius and image?"
         )
     if not (np.isfinite(scores).all() and (scores >= 0).all()):
         raise DataError("scores of a random walk must be finite and not negative")

@@ -153,16 +153,26 @@ class WalkConfig:
     radius: int = 5  # cells: a cell's neighbours are nearer than this
     beta: float = 8.0  # exponent of affinities; larger = only through strong ones
     steps: int = 64  # SEAM's 2^6; psa has 2^8
+    background: float | None = None  # None = (1 - max)^alpha walks with the classes; IRN: they walk alone, against this
     band: float = 0.3  # IGNORE as in PseudoLabelConfig; 0 = none
     crf: CrfConfig | None = None  # a dense CRF after it
+
+    def __post_init__(self) -> None:
+        if self.background is not None and not 0 < self.background < 1:
+            raise ConfigError(
+                f"background of a walk must lie in (0, 1), got {self.background}: IRN has 0.25; leave it out for a "
+                "background that walks with the classes"
+            )
 
 
 @dataclass(frozen=True)
 class AffinityConfig:
-    """AffinityNet, trained on the pseudo-masks, and the walk of the maps over what it has learnt."""
+    """AffinityNet or IRN, trained on the pseudo-masks, and the walk of the maps over what it has learnt."""
 
-    output_stride: Literal[8, 16] = 8  # pixels of a cell
+    network: Literal["affinitynet", "irn"] = "affinitynet"  # irn: boundaries, over a backbone that stays as it is
+    output_stride: Literal[8, 16] = 8  # of the backbone: pixels of an AffinityNet's cell; irn has cells of 4
     start: Literal["weights", "classifier"] = "weights"  # where the backbone's weights come from
+    train_radius: int | None = None  # of the pairs that it learns from; None = walk.radius. irn: 10, its walk 5
     walk: WalkConfig = field(default_factory=WalkConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

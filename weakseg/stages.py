@@ -23,6 +23,8 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None},
     "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8},
+    "WalkConfig": {"background": None},
+    "AffinityConfig": {"network": "affinitynet", "train_radius": None},
     "EvaluateConfig": {"seg_crf": None},
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError, DataError
-from weakseg.recipe import ThresholdConfig
+from weakseg.recipe import ThresholdConfig, WalkConfig
 from weakseg.scoring import Sweep
 
 N_BINS = 256
@@ -88,6 +88,13 @@ def choose(
             )
         return validation_split(sweep(), scored)
     raise ConfigError(f"unknown threshold rule {config.rule!r}: expected fixed, otsu, area or validation_split")
+
+
+def after_walk(chosen: Threshold, walk: WalkConfig | None) -> Threshold:
+    """What decides about the background of label maps: the chosen t, or the constant of a walk that has one."""
+    if walk is None or walk.background is None:
+        return chosen
+    return Threshold(walk.background, "fixed", "the background that the classes meet after the random walk")
 
 
 def fixed(value: float) -> Threshold:

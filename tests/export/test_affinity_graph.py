@@ -11,15 +11,18 @@ import torch
 from export.onnx_from_torch import onnx_from_graphs
 from export.parity import check
 from training.graphs import AffinityGraph
-from training.models import AffinityNet, build_backbone
+from training.models import AffinityNet, EdgeNet, build_backbone
 from weakseg.recipe import BackboneConfig
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_affinities_are_the_same_in_onnx(tmp_path: Path, output_stride: int) -> None:
+@pytest.mark.parametrize("network", [AffinityNet, EdgeNet])
+def test_affinities_are_the_same_in_onnx(
+    tmp_path: Path, network: type[AffinityNet | EdgeNet], output_stride: int
+) -> None:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="small_resnet", output_stride=output_stride))  # type: ignore[arg-type]
-    graph = AffinityGraph(AffinityNet(backbone, radius=4)).eval()
+    graph = AffinityGraph(network(backbone, radius=4)).eval()
     path = tmp_path / "affinity.onnx"
     path.write_bytes(onnx_from_graphs({"affinity": graph})["affinity"])
     rng = np.random.default_rng(0)

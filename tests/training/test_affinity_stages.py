@@ -14,7 +14,7 @@ import weakseg
 from export import bundle_from_run
 from training import evaluate, make_cams, pseudo_label, train_affinity, train_classifier, train_segmentation, walk
 from training.graphs import AffinityGraph
-from training.models import AffinityNet, load_model
+from training.models import AffinityNet, EdgeNet, load_model
 from training.pseudo_masks import PseudoMasks, check_labelled
 from training.train_affinity import most_frequent
 from weakseg import report
@@ -26,7 +26,7 @@ from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import Walk, refined_labels
-from weakseg.recipe import AffinityConfig, Recipe, WalkConfig
+from weakseg.recipe import AffinityConfig, CamConfig, Recipe, WalkConfig
 from weakseg.run_folder import cam_path, mask_path, read_json, walked_path
 from weakseg.stages import plan, stage_keys
 
@@ -83,6 +83,42 @@ def test_the_whole_chain(walking: Recipe, tmp_path: Path) -> None:
     assert "random_walk" in (tmp_path / "report.html").read_text()
 
 
+def test_the_whole_chain_of_irn(walking: Recipe, tmp_path: Path) -> None:
+    assert walking.affinity is not None
+    after = WalkConfig(radius=3, beta=4.0, steps=8, background=0.25, band=0.2)
+    affinity = replace(walking.affinity, network="irn", start="classifier", train_radius=4, walk=after)
+    backbone, cam = replace(walking.backbone, name="small_resnet"), CamConfig(scales=(1.0,), flip=False)
+    recipe = replace(walking, affinity=affinity, backbone=backbone, cam=cam)
+    for module, stage in (*TO_AFFINITY, (walk, "random_walk")):
+        module.run(recipe, tmp_path, stage=stage, progress=QUIET)
+    model, _ = load_model(tmp_path / "affinity/affinity.pt", kind="affinity")
+    assert isinstance(model, EdgeNet) and model.radius == 3
+    classifier, _ = load_model(tmp_path / "train/classifier.pt", kind="classifier")
+    for name, value in classifier.backbone.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+    evaluate.run(recipe, tmp_path, stage="evaluate", progress=QUIET)
+    assert read_json(tmp_path / "evaluate/random_walk-val.json")["threshold"]["t"] == 0.25
+    assert read_json(tmp_path / "evaluate/cam-val.json")["threshold"]["t"] != 0.25
+    bundle_from_run.run(recipe, tmp_path, stage="bundle", progress=QUIET)
+    sample = next(sample for sample in read(recipe.data, "val") if sample.tags)
+    names = [read(recipe.data, "val").classes.names[c] for c in sample.tags]
+    with weakseg.load(tmp_path / "bundle", threads=1) as served:
+        assert served.manifest.graphs["affinity"].stride == 4
+        given = served.segment(sample.image, outputs=["pseudo_mask"], tags=names)
+        with_crf = served.segment(sample.image, outputs=["pseudo_mask"], tags=names, refine="random_walk_crf")
+    data = mask_path(tmp_path, "val", sample.id, "random_walk").read_bytes()
+    assert (given.mask == labels_from_png(data)).mean() > 0.99  # maps travel as float16 in a run
+    assert given.threshold is not None and given.threshold.t == provenance_of(data)["t"] == 0.25
+    assert provenance_of(data)["random_walk"]["background"] == 0.25
+    assert with_crf.mask.shape == (48, 64)
+
+
+def test_irn_asks_for_a_trained_backbone(walking: Recipe, tmp_path: Path) -> None:
+    irn = replace(walking, affinity=AffinityConfig(network="irn"))
+    with pytest.raises(ConfigError, match=r"expected backbone.weights, got none: set it, or --affinity.start class"):
+        train_affinity.run(irn, tmp_path, stage="affinity", progress=QUIET)
+
+
 def test_what_is_there_is_not_made_again(walking: Recipe, tmp_path: Path) -> None:
     for module, stage in TO_AFFINITY:
         module.run(walking, tmp_path, stage=stage, progress=QUIET)
@@ -111,6 +147,9 @@ def test_a_crop_without_pairs_is_refused(walking: Recipe, tmp_path: Path) -> Non
     small = replace(walking.affinity, optim=replace(walking.affinity.optim, crop_px=64))
     with pytest.raises(ConfigError, match="64 px is 8 cells of 8 px wide, pairs of radius 5 need 9: raise .* to 72"):
         train_affinity.run(replace(walking, affinity=small), tmp_path, stage="affinity", progress=QUIET)
+    wide = replace(small, train_radius=6)
+    with pytest.raises(ConfigError, match=r"radius 6 need 11: .* to 88 or lower affinity\.train_radius"):
+        train_affinity.run(replace(walking, affinity=wide), tmp_path, stage="affinity", progress=QUIET)
 
 
 @pytest.mark.parametrize(("module", "stage"), [(train_affinity, "affinity"), (train_segmentation, "train_seg")])
@@ -175,22 +214,28 @@ def test_a_cell_takes_its_most_frequent_label() -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 64), (17, 5), (1, 1)])
-def test_the_graph_covers_the_image(walking: Recipe, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("network", "rows", "stride"), [(AffinityNet, 34, 8), (EdgeNet, 35, 4)])
+def test_the_graph_covers_the_image(
+    walking: Recipe, size: tuple[int, int], network: type[AffinityNet | EdgeNet], rows: int, stride: int
+) -> None:
     from training.models import build_backbone
 
     backbone = build_backbone(replace(walking.backbone, output_stride=8))
-    graph = AffinityGraph(AffinityNet(backbone)).eval()
+    graph = AffinityGraph(network(backbone)).eval()
     with torch.no_grad():
         found = graph(torch.zeros(2, *size, 3, dtype=torch.uint8))["affinities"]
-    assert found.shape == (2, 34, -(-size[0] // 8), -(-size[1] // 8))
+    assert found.shape == (2, rows, -(-size[0] // stride), -(-size[1] // stride))
+    assert graph.stride == stride
 
 
-def test_a_network_is_stored_and_read_again(walking: Recipe, tmp_path: Path) -> None:
-    from training.models import build_backbone, save_model
+@pytest.mark.parametrize("method", ["affinitynet", "irn"])
+def test_a_network_is_stored_and_read_again(walking: Recipe, tmp_path: Path, method: str) -> None:
+    from training.models import AFFINITY_NETWORKS, build_backbone, save_model
 
-    model = AffinityNet(build_backbone(walking.backbone), radius=3).eval()
-    save_model(tmp_path / "a.pt", model, kind="affinity", classes=("a",), method="affinitynet")
+    model = AFFINITY_NETWORKS[method](build_backbone(walking.backbone), radius=3).eval()
+    save_model(tmp_path / "a.pt", model, kind="affinity", classes=("a",), method=method)
     again, _ = load_model(tmp_path / "a.pt", kind="affinity")
+    assert type(again) is type(model)
     x = torch.rand(1, 3, 32, 32) * 255
     with torch.no_grad():
         assert torch.equal(model(x), again(x))

@@ -319,6 +319,18 @@ def test_a_walk_with_a_crf_after_it(walking):
     assert "random_walk" in made
 
 
+@pytest.mark.parametrize(("asked", "t", "rule"), [(None, 0.25, "fixed"), (0.6, 0.6, "request")])
+def test_a_walk_with_a_constant_background(walking, asked, t, rule):
+    manifest = replace(walking.manifest, walk=WalkConfig(steps=32, background=0.25))
+    model = Model(replace(walking.bundle, manifest=manifest), walking.runner)
+    made = model.segment(picture(), outputs=["pseudo_mask"], threshold=asked)
+    assert (made.threshold.t, made.threshold.rule) == (t, rule)
+    assert made.refinement["random_walk"]["background"] == t
+    assert set(np.unique(made.mask)) == {RED}  # all cells mix: at their mean, the largest value, everywhere
+    without = model.segment(picture(), outputs=["pseudo_mask"], refine="none").threshold
+    assert without == model.manifest.background
+
+
 def test_a_walk_without_an_affinity_graph(model):
     with pytest.raises(OutputUnsupportedError, match="no affinity graph for a random walk: ask for crf or none"):
         model.segment(picture(), outputs=["pseudo_mask"], refine="random_walk")

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from weakseg.cam import labels_from_cam, threshold_from_alpha
 from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16
 from weakseg.errors import ConfigError, DataError
-from weakseg.pseudo_mask import band_around, pseudo_mask, refined_labels
-from weakseg.recipe import CrfConfig, PseudoLabelConfig
+from weakseg.pseudo_mask import Walk, band_around, pseudo_mask, refined_labels
+from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 
 NO_CRF = PseudoLabelConfig(crf=None, band=0.5)
 IDLE_CRF = CrfConfig(gaussian_weight=0, bilateral_weight=0)
@@ -100,3 +100,55 @@ def test_bad_input_is_refused() -> None:
         pseudo_mask(grey(3, 2), cam01, np.array([0]), 1, 0.3, NO_CRF)
     with pytest.raises(ConfigError, match="band"):
         pseudo_mask(grey(2, 2), cam01, np.array([0]), 1, 0.3, PseudoLabelConfig(band=1.0))
+
+
+def standing(size: tuple[int, int], share: np.ndarray | None = None, **settings: object) -> Walk:
+    """A walk of one cell a pixel in which nothing moves; share: of each cell's scores that sets out."""
+    affinities = np.zeros((34, *size), dtype=np.float32)
+    if share is not None:
+        affinities = np.concatenate([affinities, share[None].astype(np.float32)])
+    return Walk(affinities, 1, WalkConfig(**({"steps": 2, "background": 0.25, "band": 0.2} | settings)))  # type: ignore[arg-type]
+
+
+def test_classes_that_walked_alone_meet_a_constant() -> None:
+    """The largest value of the image becomes 1, of whichever class it is; 0.25 (1 +- 0.2) is the band."""
+    cam01 = np.array([[[0.8, 0.15, 0.17, 0.2, 0.25]], [[0.0, 0.3, 0.0, 0.1, 0.0]]], dtype=np.float32)
+    made = pseudo_mask(grey(1, 5), cam01, np.array([2, 0]), 3, 0.25, PseudoLabelConfig(), standing((1, 5)))
+    assert made.labels.tolist() == [[3, 1, IGNORE, IGNORE, 3]]
+    assert made.band == pytest.approx((0.2, 0.3))
+
+
+def test_what_does_not_set_out_is_background() -> None:
+    cam01 = np.array([[[0.5, 0.5, 0.4, 0.1]]], dtype=np.float32)
+    walk = standing((1, 4), np.array([[1.0, 0.0, 0.5, 1.0]]), band=0.0)
+    made = pseudo_mask(grey(1, 4), cam01, np.array([0]), 1, 0.25, PseudoLabelConfig(), walk)
+    assert made.labels.tolist() == [[1, BACKGROUND, 1, BACKGROUND]]
+
+
+def test_constants_share_a_walk() -> None:
+    cam01 = np.random.default_rng(0).random((2, 6, 7), dtype=np.float32)
+    maps = refined_labels(grey(6, 7), cam01, np.array([0, 1]), 2, [0.2, 0.4, 0.6], None, standing((6, 7)))
+    scores = cam01 / cam01.max()
+    for labels, t in zip(maps, (0.2, 0.4, 0.6), strict=True):
+        np.testing.assert_array_equal(labels, np.where(scores.max(axis=0) > t, scores.argmax(axis=0) + 1, BACKGROUND))
+
+
+def test_a_crf_after_a_walk_against_a_constant() -> None:
+    cam01 = np.random.default_rng(0).random((2, 6, 7), dtype=np.float32)
+    given = (grey(6, 7), cam01, np.array([0, 1]), 2, [0.4], None)
+    np.testing.assert_array_equal(
+        refined_labels(*given, standing((6, 7), crf=IDLE_CRF)), refined_labels(*given, standing((6, 7)))
+    )
+
+
+@pytest.mark.parametrize("tags", [0, 1])
+def test_no_score_after_a_walk_is_background(tags: int) -> None:
+    cam01 = np.zeros((tags, 3, 4), dtype=np.float32)
+    made = pseudo_mask(grey(3, 4), cam01, np.arange(tags), 5, 0.25, PseudoLabelConfig(), standing((3, 4)))
+    assert (made.labels == BACKGROUND).all()
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0, -0.1, float("nan")])
+def test_a_background_of_a_walk_is_a_share(background: float) -> None:
+    with pytest.raises(ConfigError, match=r"background of a walk must lie in \(0, 1\), got .*: IRN has 0.25"):
+        WalkConfig(background=background)

@@ -85,6 +85,15 @@ def test_scores_stay_on_their_side_of_a_wall() -> None:
     assert walked[side == 0].min() > 0.02
 
 
+def test_a_last_row_is_how_much_sets_out() -> None:
+    rng = np.random.default_rng(0)
+    scores, affinities, share = rng.random((2, 6, 7)), rng.random((34, 6, 7)), rng.random((1, 6, 7))
+    walked = random_walk(scores, np.concatenate([affinities, share]), radius=5, beta=2, steps=7)
+    np.testing.assert_array_equal(walked, random_walk(scores * share, affinities, radius=5, beta=2, steps=7))
+    nothing = np.concatenate([affinities, 0 * share])
+    assert (random_walk(scores, nothing, radius=5, beta=2, steps=7) == 0).all()
+
+
 def test_what_a_cell_receives_sums_to_one() -> None:
     matrix = transition(np.random.default_rng(0).random((34, 13, 8)), 5, 8.0)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
@@ -92,7 +101,7 @@ def test_what_a_cell_receives_sums_to_one() -> None:
 
 
 def test_inputs_are_left_alone() -> None:
-    scores, affinities = np.ones((1, 3, 3)), np.full((34, 3, 3), 0.5)
+    scores, affinities = np.ones((1, 3, 3)), np.full((35, 3, 3), 0.5)
     random_walk(scores, affinities, radius=5, beta=2, steps=3)
     assert (scores == 1).all()
     assert (affinities == 0.5).all()
@@ -101,7 +110,8 @@ def test_inputs_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("scores", "affinities", "settings_of", "error", "message"),
     [
-        (np.ones((1, 3, 3)), np.ones((12, 3, 3)), {}, DataError, r"affinities \(34, h, w\), got \(1, 3, 3\) and \(12,"),
+        (np.ones((1, 3, 3)), np.ones((12, 3, 3)), {}, DataError, r"\(34 or 35, h, w\), got \(1, 3, 3\) and \(12,"),
+        (np.ones((1, 3, 3)), np.ones((36, 3, 3)), {}, DataError, r"\(34 or 35, h, w\), got \(1, 3, 3\) and \(36,"),
         (np.ones((1, 3, 3)), np.ones((34, 3, 4)), {}, DataError, "takes scores"),
         (np.ones((3, 3)), np.ones((34, 3, 3)), {}, DataError, "takes scores"),
         (np.ones((1, 0, 3)), np.ones((34, 0, 3)), {}, DataError, "takes scores"),

@@ -84,6 +84,8 @@ def test_a_section_by_the_name_of_published_settings():
     assert RECIPE.affinity is None
     walked = override(RECIPE, ["--affinity", "psa", "--affinity.walk.beta", "4"]).affinity
     assert walked is not None and (walked.walk.steps, walked.walk.beta, walked.optim.lr) == (256, 4.0, 0.1)
+    irn = override(RECIPE, ["--affinity", "irn", "--affinity.train_radius", "8"]).affinity
+    assert irn is not None and (irn.network, irn.train_radius, irn.walk.background) == ("irn", 8, 0.25)
     both = override(RECIPE, ["--affinity.walk.crf.iterations", "3"]).affinity
     assert both is not None and both.walk.crf == CrfConfig(iterations=3)
     assert override(replace(RECIPE, affinity=walked), ["--affinity", "none"]).affinity is None
@@ -101,7 +103,8 @@ def test_a_section_by_the_name_of_published_settings():
         (["--cam.normalisation", "sum"], "invalid choice 'sum'"),
         (["--train.optim.epochs"], "Missing value"),
         (["--pseudo_label.crf", "yes"], "expected default or none"),
-        (["--affinity", "paper"], "expected default or seam or psa or"),
+        (["--affinity", "paper"], "expected default or seam or psa or irn or"),
+        (["--affinity.walk.background", "1.5"], r"background of a walk must lie in \(0, 1\), got 1.5"),
         (["stray"], "unknown key stray"),
     ],
 )

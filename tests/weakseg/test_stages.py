@@ -5,7 +5,17 @@ from dataclasses import dataclass, field, make_dataclass, replace
 
 import pytest
 
-from weakseg.recipe import CrfConfig, DataConfig, EvaluateConfig, OptimConfig, Recipe, ThresholdConfig, TrainConfig
+from weakseg.recipe import (
+    AffinityConfig,
+    CrfConfig,
+    DataConfig,
+    EvaluateConfig,
+    OptimConfig,
+    Recipe,
+    ThresholdConfig,
+    TrainConfig,
+    WalkConfig,
+)
 from weakseg.recipe_loading import load_recipe
 from weakseg.stages import ADDED_LATER, effective, stage_keys
 
@@ -73,6 +83,9 @@ def test_a_section_of_a_method_counts_where_its_method_is_used(data):
         (CrfConfig(), "early_stop", True),
         (CrfConfig(), "backend", "brute_force"),
         (ThresholdConfig(), "area", 0.5),
+        (WalkConfig(), "background", 0.25),
+        (AffinityConfig(), "network", "irn"),
+        (AffinityConfig(), "train_radius", 10),
     ],
 )
 def test_fields_added_later_count_when_they_change_something(section, name, value):

@@ -21,7 +21,7 @@ class AffinityNet(nn.Module):
 
     def __init__(self, backbone: Backbone, radius: int = 5) -> None:
         super().__init__()
-        self.backbone, self.radius = backbone, radius
+        self.backbone, self.radius, self.stride = backbone, radius, backbone.strides[-1]
         self.options = {"radius": radius}  # what store.py builds it from
         taps = backbone.channels[-len(CHANNELS) :]
         self.projections = nn.ModuleList(
@@ -41,6 +41,10 @@ class AffinityNet(nn.Module):
             for part in parts
         ]
         return F.elu(self.joined(torch.cat(parts, dim=1)))
+
+    def affinities(self, features: Tensor, radius: int) -> Tensor:
+        """(B, S, h, w) of the function `affinities`."""
+        return affinities(features, radius)
 
 
 def affinities(features: Tensor, radius: int) -> Tensor:

@@ -14,6 +14,7 @@ from training.models.backbone import Backbone
 from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import NETWORKS, DeepLabV3Plus
+from training.models.irn import EdgeNet
 from training.models.seam import SeamClassifier
 from training.models.weights import load_strictly
 from weakseg.errors import WeightsError
@@ -21,6 +22,7 @@ from weakseg.files import write_bytes_atomic
 from weakseg.recipe import BackboneConfig
 
 CLASSIFIERS = {"seam": SeamClassifier}  # by training method; any other method trains a CamClassifier
+AFFINITY_NETWORKS = {"affinitynet": AffinityNet, "irn": EdgeNet}  # by method
 
 
 def save_model(path: Path, model: nn.Module, *, kind: str, classes: tuple[str, ...], method: str) -> None:
@@ -60,10 +62,10 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
     classes = tuple(content["classes"])
     config = BackboneConfig(**content["backbone"])
     backbone = build_backbone(config, pretrained=False, architecture=content.get("architecture"))
+    name = content["method"].partition(",")[0]
     if kind == "affinity":
-        model: nn.Module = AffinityNet(backbone, **content["head"])
+        model: nn.Module = AFFINITY_NETWORKS.get(name, AffinityNet)(backbone, **content["head"])
     else:
-        name = content["method"].partition(",")[0]
         head = NETWORKS.get(name, DeepLabV3Plus) if kind == "segmentation" else CLASSIFIERS.get(name, CamClassifier)
         model = head(backbone, len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
