@@ -53,6 +53,7 @@ class TrueMasks:
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
     """Writes <folder>/<stage>/segmentation.pt; resumes from its checkpoint. `train_seg_full` is the upper bound."""
+    assert recipe.train_seg is not None
     if stage == "train_seg_full":
         recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full"))
     dataset = read(recipe.data, recipe.data.train)
@@ -63,7 +64,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     optim = config.optim
     fill = model.backbone.mean_colour
     images = TrainingImages(dataset, optim, fill, recipe.seed, label_source(recipe, folder))
-    losses = partial(segmentation_losses, balance=recipe.train_seg.balance)
+    losses = partial(segmentation_losses, balance=config.balance)
     summary = fit(model, losses, images, folder / stage, progress=progress)
     if distributed.rank() == 0:
         save_model(
@@ -71,12 +72,13 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             model,
             kind="segmentation",
             classes=dataset.classes.names,
-            method=f"{config.network}, {recipe.train_seg.supervision} supervision",
+            method=f"{config.network}, {config.supervision} supervision",
         )
     return summary
 
 
 def label_source(recipe: Recipe, folder: Path) -> LabelSource:
+    assert recipe.train_seg is not None
     if recipe.train_seg.supervision == "full":
         return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
     return PseudoMasks(folder, recipe.data.train, mask_stage(recipe))
@@ -88,6 +90,7 @@ def start_backbone(recipe: Recipe, folder: Path) -> Any:
     Noisy pseudo-labels need the classifier's: from ImageNet weights a short training collapses to background. Full
     supervision starts from the same place, so that the two differ in nothing but the labels.
     """
+    assert recipe.train_seg is not None
     if recipe.train_seg.start == "weights":
         return build_backbone(recipe.backbone)
     classifier, _ = load_model(folder / "train" / "classifier.pt", kind="classifier")

@@ -84,6 +84,13 @@ def test_the_upper_bound_is_a_stage_of_its_own(recipe, ran, tmp_path):
     assert "train_seg_full" in ran
 
 
+def test_without_a_segmentation_network_the_rest_runs_and_holds(recipe, ran, tmp_path):
+    masks_only = replace(recipe, train_seg=None)
+    run(masks_only, tmp_path / "run", progress=SILENT)
+    assert ran == ["train", "cam", "pseudo_label", "evaluate", "bundle", "report"]
+    assert again(ran, recipe, tmp_path / "run") == ["train_seg", "evaluate", "bundle", "report"]
+
+
 @pytest.mark.parametrize(
     ("change", "first"),
     [
