@@ -97,7 +97,7 @@ def trained_graphs(recipe: Recipe, folder: Path, classes: ClassTable) -> dict[st
     if recipe.affinity is not None:
         graphs[AFFINITY] = AffinityGraph(_load(folder / "affinity" / "affinity.pt", "affinity", classes))
     segmentation = folder / "train_seg" / "segmentation.pt"
-    if segmentation.is_file():
+    if recipe.train_seg is not None and segmentation.is_file():  # the folder may have one of another recipe
         graphs[SEGMENTATION] = SegmentationGraph(_load(segmentation, "segmentation", classes))
     return {name: graph.eval() for name, graph in graphs.items()}
 

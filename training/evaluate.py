@@ -99,7 +99,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     threshold = Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json"))
     for split in recipe.evaluate.splits:
         dataset = read(recipe.data, split)
-        networks = _predict(recipe, folder, dataset, progress) if split != recipe.data.train else ()
+        # The folder may have a network of another recipe, which this one does not train.
+        predicted = recipe.train_seg is not None and split != recipe.data.train
+        networks = _predict(recipe, folder, dataset, progress) if predicted else ()
         n_images += len(dataset)
         for name, record in score_split(recipe, folder, dataset, networks, threshold, progress).items():
             write_json_atomic(folder / stage / f"{name}-{split}.json", record)

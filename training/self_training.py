@@ -36,13 +36,13 @@ def check(config: SegConfig) -> None:
         )
 
 
-def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, progress: Progress) -> None:
+def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, progress: Progress) -> None:
     """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped."""
     model, _ = load_model(model_path, kind="segmentation")
     device, config, folder = pick_device(), recipe.evaluate, model_path.parent
     graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
     graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fields = {"mask": "self_training", "recipe": recipe.name, "seed": recipe.seed, "sure": recipe.train_seg.sure}
+    fields = {"mask": "self_training", "recipe": recipe.name, "seed": recipe.seed, "sure": sure}
     text = provenance_text(fields | {"scales": config.seg_scales, "flip": config.seg_flip})
 
     def path(sample: Sample) -> Path:
@@ -54,7 +54,7 @@ def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, progress: Progre
         image = read_image(sample.image)
         with torch.inference_mode():
             logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
-        labels = sure_labels(logits, np.array(sample.tags), *image.shape[:2], recipe.train_seg.sure)
+        labels = sure_labels(logits, np.array(sample.tags), *image.shape[:2], sure)
         write_bytes_atomic(path(sample), png_from_labels(labels, voc_palette(), text))
     distributed.wait()
 

@@ -44,6 +44,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     With several rounds the networks of the earlier ones, and what they make of the training images, are in
     <stage>/round-<n>/.
     """
+    assert recipe.train_seg is not None
     if stage == "train_seg_full":
         recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1))
     self_training.check(recipe.train_seg)
@@ -56,7 +57,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         if not (earlier / "segmentation.pt").is_file():
             _train(recipe, folder, dataset, labels, earlier, progress)
         distributed.wait()
-        self_training.relabel(recipe, earlier / "segmentation.pt", dataset, progress)
+        self_training.relabel(recipe, earlier / "segmentation.pt", dataset, recipe.train_seg.sure, progress)
         labels = PseudoMasks(earlier, dataset.split, self_training.FOLDER)
     return _train(recipe, folder, dataset, labels, folder / stage, progress)
 
@@ -67,6 +68,7 @@ def _train(
     """One round, from the start weights."""
     seed_torch(recipe.seed, 0)
     config = recipe.train_seg
+    assert config is not None
     backbone = start_backbone(recipe, folder)
     model = build_segmentation(config.network, backbone, len(dataset.classes), config.width).to(pick_device())
     images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
@@ -84,6 +86,7 @@ def _train(
 
 
 def label_source(recipe: Recipe, folder: Path) -> LabelSource:
+    assert recipe.train_seg is not None
     if recipe.train_seg.supervision == "full":
         return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
     return PseudoMasks(folder, recipe.data.train, mask_stage(recipe))
@@ -95,6 +98,7 @@ def start_backbone(recipe: Recipe, folder: Path) -> Any:
     Noisy pseudo-labels need the classifier's: from ImageNet weights a short training collapses to background. Full
     supervision starts from the same place, so that the two differ in nothing but the labels.
     """
+    assert recipe.train_seg is not None
     if recipe.train_seg.start == "weights":
         return build_backbone(recipe.backbone)
     classifier, _ = load_model(folder / "train" / "classifier.pt", kind="classifier")

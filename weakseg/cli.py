@@ -38,6 +38,7 @@ VERBS = {
     "evaluate": Verb("weakseg.run", "one stage: scores against true masks", ("--only", "evaluate")),
     "compare": Verb("weakseg.compare", "scores of several runs beside each other"),
     "report": Verb("weakseg.report.commands", "a run folder as one HTML page"),
+    "submission": Verb("weakseg.submission", "predictions as the archive that the PASCAL VOC test server takes"),
     "export": Verb("export.commands", "trained networks to a model bundle"),
     "bundle": Verb("weakseg.bundle_commands", "look into a model bundle, verify it"),
     "serve": Verb("serve.commands", "model bundles over gRPC"),

@@ -229,8 +229,15 @@ class Recipe:
     cam: CamConfig = field(default_factory=CamConfig)
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     affinity: AffinityConfig | None = None  # None = no random walk
-    train_seg: SegConfig = field(default_factory=SegConfig)
+    train_seg: SegConfig | None = field(default_factory=SegConfig)  # None = the run ends with pseudo-masks
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     seed: int = 0
     upper_bound: bool = False  # also train the fully supervised twin of the segmentation network
+
+    def __post_init__(self) -> None:
+        if self.upper_bound and self.train_seg is None:
+            raise ConfigError(
+                "upper_bound trains a twin of the segmentation network, and train_seg is none, so there is no such "
+                "network: set --train_seg default, or --upper_bound False"
+            )

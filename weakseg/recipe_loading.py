@@ -18,7 +18,7 @@ import tyro
 
 from weakseg.errors import ConfigError
 from weakseg.presets import AFFINITY
-from weakseg.recipe import CrfConfig, Recipe
+from weakseg.recipe import CrfConfig, Recipe, SegConfig
 
 PACKAGE = "training.recipes"
 # Sections that can be absent, outer ones first, and what each can be set to by name. A key of one that is absent
@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
     "pseudo_label.crf": CRF,
     "affinity": {**AFFINITY, "none": None},
     "affinity.walk.crf": CRF,
+    "train_seg": {"default": SegConfig(), "none": None},
     "evaluate.seg_crf": CRF,
 }
 

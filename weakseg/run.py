@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = override(load_recipe(args.recipe), overrides, prog=f"weakseg run {args.recipe}")
     folder = args.folder or Path("runs") / recipe.name
     silent = args.json or processes.rank() > 0
-    done = run(recipe, folder, only=args.only, first=args.first, progress=Progress("silent" if silent else "auto"))
+    progress = Progress("silent" if silent else "auto")
+    done = run(recipe, folder, only=args.only, first=args.first, last=args.last, progress=progress)
     if processes.rank() > 0:
         return 0
     if args.json:
@@ -57,26 +58,31 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(
-    recipe: Recipe, folder: Path, *, only: str | None = None, first: str | None = None, progress: Progress
+    recipe: Recipe,
+    folder: Path,
+    *,
+    only: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Run the stages that are not done; returns {stage: done.json}. Of several processes the first alone; others help.
 
     Args:
         only: this stage alone; its inputs must be done.
-        first: this stage and all after it run anew, done or not.
+        first: this stage and all after it that are to run do so anew, done or not.
+        last: the run ends after this stage.
     Raises:
-        UsageError: an unknown stage, an input of `only` that is not done, or a run folder in use.
+        UsageError: an unknown stage, `only` with `last`, a `first` that is none of those to run, an input of `only`
+        that is not done, or a run folder in use.
     """
-    for name in (only, first):
-        if name is not None and name not in plan(recipe):
-            raise UsageError(f"expected a stage of this recipe ({', '.join(plan(recipe))}), got {name!r}")
+    names = _chosen(recipe, only, first, last)
     if processes.rank() > 0:
         processes.follow(lambda name: _run(name, recipe, folder, progress))
         return {}
     keys = stage_keys(recipe)
     if only is not None:
         _require_inputs(only, folder, keys)
-    names = [only] if only is not None else list(keys)
     _check_crf(recipe, names)
     with _locked(folder), processes.leading():
         write_json_atomic(folder / "config.json", asdict(recipe))
@@ -84,6 +90,23 @@ def run(
         for name in names[names.index(first) :] if first is not None else []:
             shutil.rmtree(folder / name, ignore_errors=True)
         return {name: run_stage(name, recipe, folder, keys[name], progress) for name in names}
+
+
+def _chosen(recipe: Recipe, only: str | None, first: str | None, last: str | None) -> list[str]:
+    """The stages to run, in order."""
+    names = plan(recipe)
+    for name in (only, first, last):
+        if name is not None and name not in names:
+            raise UsageError(f"expected a stage of this recipe ({', '.join(names)}), got {name!r}")
+    if only is not None and last is not None:
+        raise UsageError(f"--only {only} runs that stage alone, --to {last} all up to that one: give one of the two")
+    if only is not None:
+        names = [only]
+    elif last is not None:
+        names = names[: names.index(last) + 1]
+    if first is not None and first not in names:
+        raise UsageError(f"expected --from one of the stages to run ({', '.join(names)}), got {first!r}")
+    return names
 
 
 def _check_crf(recipe: Recipe, names: Sequence[str]) -> None:
@@ -167,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action="store_true", help="after a recipe: every key of it")
     parser.add_argument("--folder", type=Path, help="where results go (default: runs/<recipe>)")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and all after it anew")
+    parser.add_argument("--to", dest="last", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser

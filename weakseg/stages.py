@@ -93,7 +93,7 @@ STAGES: Mapping[str, Stage] = {
         "training.train_segmentation",
         ("train", "pseudo_label", "random_walk"),
         lambda r: [r.train_seg],
-        truth=lambda r: r.train_seg.supervision == "full",
+        truth=lambda r: r.train_seg is not None and r.train_seg.supervision == "full",
         parallel=True,
     ),
     "train_seg_full": Stage(
@@ -130,6 +130,8 @@ def plan(recipe: Recipe) -> list[str]:
     left_out = set() if recipe.upper_bound else {"train_seg_full"}
     if recipe.affinity is None:
         left_out |= {"affinity", "random_walk"}
+    if recipe.train_seg is None:
+        left_out |= {"train_seg", "train_seg_full"}
     return [name for name in STAGES if name not in left_out]
 
 

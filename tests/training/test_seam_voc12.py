@@ -1,19 +1,61 @@
-"""The paper's recipe on photographs in VOC's layout and lists, for two steps: everything fits together."""
+"""The paper's recipes over VOC's layout and lists: what they plan and share; two steps of training fit together."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from training import train_classifier
 from training.models import load_model
 from weakseg.progress import Progress
+from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe
+from weakseg.stages import plan, stage_keys
 
 WSSS_MINI = Path("../shared/data/wsss-mini")
+LAYERS = ("seam_voc12", "affinity_voc12", "deeplab_voc12", "seam_voc12_full")  # each builds on the one before
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> dict[str, Recipe]:
+    """The recipes over two photographs with XML, one of them in train and train_aug."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    for sample_id, tag in (("a", "cat"), ("b", "dog")):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"JPEGImages/{sample_id}.jpg")
+        xml = f"<annotation><object><name>{tag}</name></object></annotation>"
+        (tmp_path / f"Annotations/{sample_id}.xml").write_text(xml)
+    for split, sample_id in (("train_aug", "a"), ("train", "a"), ("val", "b")):
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(f"{sample_id}\n")
+    recipes = {name: load_recipe(name) for name in LAYERS}
+    return {name: replace(one, data=replace(one.data, root=str(tmp_path))) for name, one in recipes.items()}
+
+
+def test_the_layers_plan_what_they_say(layers: dict[str, Recipe]) -> None:
+    to_masks = ["train", "cam", "pseudo_label", "affinity", "random_walk"]
+    end = ["evaluate", "bundle", "report"]
+    assert plan(layers["affinity_voc12"]) == [*to_masks, *end]
+    for name in ("deeplab_voc12", "seam_voc12_full"):
+        recipe = layers[name]
+        assert plan(recipe) == [*to_masks, "train_seg", *end]
+        assert recipe.train_seg is not None and recipe.train_seg.network == "deeplab_largefov"
+        assert recipe.evaluate.seg_flip and len(recipe.evaluate.seg_scales) == 6
+        assert recipe.evaluate.seg_crf is not None and recipe.evaluate.splits == ("train", "val")
+
+
+def test_the_layers_share_their_stages_in_one_folder(layers: dict[str, Recipe]) -> None:
+    keys = [stage_keys(layers[name]) for name in LAYERS]
+    shared = [[stage for stage in before if before[stage] == after.get(stage)] for before, after in pairwise(keys)]
+    assert shared == [
+        ["train", "cam"],
+        ["train", "cam", "pseudo_label", "affinity", "random_walk"],
+        ["train", "cam", "pseudo_label", "affinity", "random_walk", "train_seg", "evaluate"],
+    ]
 
 
 @pytest.mark.slow

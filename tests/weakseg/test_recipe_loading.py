@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from weakseg.errors import ConfigError
-from weakseg.recipe import CrfConfig, Recipe
+from weakseg.recipe import CrfConfig, Recipe, SegConfig
 from weakseg.recipe_loading import load_recipe, override, recipe_names
 
 RECIPE = Recipe(name="test")
@@ -91,6 +91,16 @@ def test_a_section_by_the_name_of_published_settings():
     assert override(replace(RECIPE, affinity=walked), ["--affinity", "none"]).affinity is None
     with pytest.raises(ConfigError, match="affinity is left out of this recipe"):
         override(RECIPE, ["--affinity", "none", "--affinity.walk.crf", "default"])
+
+
+def test_the_segmentation_network_goes_and_comes():
+    without = override(RECIPE, ["--train_seg", "none"])
+    assert without.train_seg is None
+    assert override(without, ["--seed", "1"]).train_seg is None
+    assert override(without, ["--train-seg.width", "64"]).train_seg == SegConfig(width=64)
+    assert override(without, ["--train_seg", "default", "--upper_bound", "True"]).upper_bound
+    with pytest.raises(ConfigError, match="upper_bound trains a twin of the segmentation network, and train_seg is no"):
+        override(without, ["--upper_bound", "True"])
 
 
 @pytest.mark.parametrize(

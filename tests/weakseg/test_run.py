@@ -84,6 +84,13 @@ def test_the_upper_bound_is_a_stage_of_its_own(recipe, ran, tmp_path):
     assert "train_seg_full" in ran
 
 
+def test_without_a_segmentation_network_the_rest_runs_and_holds(recipe, ran, tmp_path):
+    masks_only = replace(recipe, train_seg=None)
+    run(masks_only, tmp_path / "run", progress=SILENT)
+    assert ran == ["train", "cam", "pseudo_label", "evaluate", "bundle", "report"]
+    assert again(ran, recipe, tmp_path / "run") == ["train_seg", "evaluate", "bundle", "report"]
+
+
 @pytest.mark.parametrize(
     ("change", "first"),
     [
@@ -144,6 +151,27 @@ def test_a_damaged_done_file_counts_as_absent(recipe, ran, tmp_path):
 def test_from_runs_a_stage_and_all_after_it_anew(recipe, ran, tmp_path):
     run(recipe, tmp_path / "run", progress=SILENT)
     assert again(ran, recipe, tmp_path / "run", first="evaluate") == ["evaluate", "bundle", "report"]
+
+
+def test_to_stops_after_a_stage(recipe, ran, tmp_path):
+    assert again(ran, recipe, tmp_path / "run", last="pseudo_label") == ["train", "cam", "pseudo_label"]
+    assert again(ran, recipe, tmp_path / "run", first="cam", last="pseudo_label") == ["cam", "pseudo_label"]
+    assert again(ran, recipe, tmp_path / "run") == ["train_seg", "evaluate", "bundle", "report"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": "cam", "last": "evaluate"}, "--only cam runs that stage alone, --to evaluate all up to that one"),
+        ({"first": "evaluate", "last": "cam"}, r"expected --from one of the stages to run \(train, cam\), got 'evalu"),
+        ({"first": "train", "only": "cam"}, r"expected --from one of the stages to run \(cam\), got 'train'"),
+        ({"last": "walk"}, "expected a stage of this recipe .*got 'walk'"),
+    ],
+)
+def test_stages_that_contradict_each_other_touch_nothing(recipe, ran, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        run(recipe, tmp_path / "run", progress=SILENT, **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_needs_its_inputs(recipe, ran, tmp_path):
@@ -229,6 +257,14 @@ def test_json_is_all_there_is(recipe, ran, tmp_path, capsys):
     assert err == ""
     assert list(json.loads(out)["stages"]) == ["train"]
     assert ran == ["train"]
+
+
+def test_to_is_a_flag_of_run_alone(recipe, ran, tmp_path, capsys):
+    arguments = [recipe_file(tmp_path, recipe), "--folder", str(tmp_path / "run"), "--to", "cam", "--json"]
+    assert cli.main(["run", *arguments]) == 0
+    assert list(json.loads(capsys.readouterr().out)["stages"]) == ran == ["train", "cam"]
+    assert cli.main(["train", *arguments]) == 2
+    assert "--only train runs that stage alone" in capsys.readouterr().out
 
 
 def test_a_typo_in_a_key_exits_with_2_and_touches_nothing(recipe, ran, tmp_path, capsys):

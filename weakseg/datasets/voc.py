@@ -9,6 +9,8 @@
     SegmentationClass/<id>.png            sealed, see weakseg.datasets.truth; nothing here looks at it
 
 Tags come from exactly one source: labels.json, XML or ImageSets/Main. `auto` takes the first of these that exists.
+Of every image of data.train, data.val and data.tune it must say something, if only that there is nothing. Images of
+another split that it does not speak of have no tags: VOC publishes none for its test images.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ def load(config: DataConfig, split: str, complain: Complain = stop) -> Dataset:
     else:
         names, tags_of = (_imageset_classes(root, config), _imageset_tags(root, config, split, complain))
     classes = class_table(_ordered(root, names), root)
+    if split not in _splits(config):
+        tags_of = _none_where_silent(tags_of)
     samples = [
         (where, sample)
         for where, sample_id in _split_lines(root, split)
@@ -79,6 +83,10 @@ def _sample(
         complain(where, f"expected the image {candidates[0]} (or .jpeg, .png, .webp), got no such file")
         return None
     return Sample(sample_id, image, tags)
+
+
+def _none_where_silent(tags_of: TagSource) -> TagSource:
+    return lambda sample_id: tags_of(sample_id) or ("", [])
 
 
 def _split_lines(root: Path, split: str) -> list[tuple[str, str]]:

@@ -80,14 +80,10 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
     scored = None if names is None else [dataset.classes.index(name) for name in names]
     ranked_by = next((what for what in ("prediction", "pseudo-mask") if _made(paths, what, dataset)), None)
     candidates = _spaced(dataset.samples, MAX_RANKED)
-    chosen: list[tuple[Sample, float | None, str | None]]
-    n_ranked = 0
-    if truth is None or ranked_by is None:
-        chosen = [(sample, None, None) for sample in _spaced(dataset.samples, N_SHOWN)]
-    else:
+    ranking: list[tuple[Sample, float]] = []
+    if truth is not None and ranked_by is not None:
         ranking = _ranking(paths, split, ranked_by, candidates, truth, scored, progress)
-        n_ranked = len(ranking)
-        chosen = _best_median_worst(ranking)
+    chosen = _best_median_worst(ranking) or [(sample, None, None) for sample in _spaced(dataset.samples, N_SHOWN)]
     maps = [_label_maps(paths, split, sample, truth) for sample, _, _ in chosen]
     seen = {int(c) - 1 for per_image in maps for labels in per_image.values() for c in _values(labels)}
     seen |= {c for sample, _, _ in chosen for c in sample.tags}
@@ -98,7 +94,7 @@ def choose_pictures(recipe: Recipe, folder: Path, progress: Progress) -> Picture
         _picture(recipe, folder, split, sample, layers, colours, dataset.classes, iou, group)
         for (sample, iou, group), layers in zip(chosen, maps, strict=True)
     ]
-    return Pictures(split, shown, colours, dataset.classes, len(dataset), n_ranked, ranked_by if n_ranked else None)
+    return Pictures(split, shown, colours, dataset.classes, len(dataset), len(ranking), ranked_by if ranking else None)
 
 
 def _ranking(

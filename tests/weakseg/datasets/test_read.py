@@ -33,6 +33,19 @@ def test_voc_gives_the_same_from_every_source(make_voc, source: str, named: bool
     assert read(config, "val").classes == read(config, "train").classes
 
 
+@pytest.mark.parametrize("source", ["labels.json", "xml", "imagesets"])
+def test_only_images_of_other_splits_may_be_without_labels(make_voc, source: str) -> None:
+    config = make_voc(source)
+    root = Path(config.root)
+    write_image(root / "JPEGImages/e.jpg")
+    for split in ("test", "tune"):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("e\nb\n")
+    assert tags(read(config, "test")) == {"e": [], "b": ["cat", "dog"]}
+    assert read(config, "test").classes == read(config, "train").classes
+    with pytest.raises(DatasetError, match="expected tags for image 'e', got none"):
+        read(config, "tune")
+
+
 def test_auto_prefers_labels_json_then_xml(make_voc) -> None:
     config = make_voc("labels.json", "xml", "imagesets")
     root = Path(config.root)
