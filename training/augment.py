@@ -19,7 +19,7 @@ def augment(
     """Random scale, flip, colour jitter and crop to (crop_px, crop_px).
 
     Args:
-        image: (H, W, 3) RGB. labels: (H, W) or None, resized by nearest neighbour.
+        image: (H, W, 3) RGB. labels: (H, W), (H, W, 3) or None, resized by nearest neighbour.
         fill: the colour that becomes zero after normalisation; pads images smaller than the crop.
     """
     image, labels = resize_long_side(image, labels, int(rng.integers(*config.long_side_px, endpoint=True)))
@@ -64,7 +64,7 @@ def crop(
     canvas[rows[1], cols[1]] = image[rows[0], cols[0]]
     if labels is None:
         return canvas, None
-    label_canvas = np.full((size, size), ignore_value(labels), dtype=labels.dtype)
+    label_canvas = np.full((size, size, *labels.shape[2:]), ignore_value(labels), dtype=labels.dtype)
     label_canvas[rows[1], cols[1]] = labels[rows[0], cols[0]]
     return canvas, label_canvas
 

@@ -15,18 +15,23 @@ from torch.utils.data import Dataset as TorchDataset
 
 from training.augment import augment
 from training.randomness import epoch_order, sample_rng
+from weakseg.classes import ignore_value
 from weakseg.datasets.sample import Dataset, Sample
 from weakseg.errors import ConfigError, DatasetError, WeaksegError
 from weakseg.image import read_image
 from weakseg.recipe import OptimConfig
 
+UNLABELLED = -1  # in batches, where 255 may be a class
 LabelSource = Callable[
     [Sample], NDArray[np.integer]
 ]  # where label maps come from: pseudo-masks or, for the bound, truth
 
 
 class Batch(NamedTuple):
-    """images (B, 3, S, S) uint8; tags (B, C) float32 of 0 and 1; labels (B, S, S) int64 or None; ids of the samples."""
+    """images (B, 3, S, S) uint8; tags (B, C) float32 of 0 and 1; labels (B, S, S) int64 or None; ids of the samples.
+
+    labels are mask values or UNLABELLED; soft ones are (B, S, S, 3) as `weakseg.pseudo_mask.soft_labels` has them.
+    """
 
     images: Tensor
     tags: Tensor
@@ -64,7 +69,7 @@ class TrainingImages(TorchDataset[tuple[Tensor, Tensor, Tensor | None, str]]):
         labels = None
         if self.label_source is not None:
             labels = self.label_source(sample)
-            if labels.shape != image.shape[:2]:
+            if labels.shape[:2] != image.shape[:2]:
                 raise DatasetError(
                     f"label map of {sample.id} is {labels.shape[1]}x{labels.shape[0]}, its image is "
                     f"{image.shape[1]}x{image.shape[0]} (width x height): make the masks again from these images"
@@ -72,8 +77,14 @@ class TrainingImages(TorchDataset[tuple[Tensor, Tensor, Tensor | None, str]]):
         image, labels = augment(image, labels, self.config, self.fill, sample_rng(self.seed, epoch, sample.id))
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # channels-last in memory
         tags = torch.from_numpy(sample.tag_vector(len(self.dataset.classes)).astype(np.float32))
-        target = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels).astype(np.int64))
-        return tensor, tags, target, sample.id
+        return tensor, tags, None if labels is None else _target(labels), sample.id
+
+
+def _target(labels: NDArray[np.integer]) -> Tensor:
+    target = labels.astype(np.int64)
+    values = target[..., :2] if labels.ndim == 3 else target  # the third of soft labels is a share
+    values[values == ignore_value(labels)] = UNLABELLED
+    return torch.from_numpy(target)
 
 
 class Batches:

@@ -28,11 +28,16 @@ def segmentation_cross_entropy(logits: Tensor, labels: Tensor, ignore: int, bala
     Huang et al., CVPR 2018).
 
     Args:
-        logits: (B, K, H, W). labels: (B, H, W) integer mask values, `ignore` where unlabelled.
+        logits: (B, K, H, W). labels: (B, H, W) integer mask values, `ignore` where unlabelled. Or (B, H, W, 3): two
+            values and the probability of the first in 255ths, the rest is the second's; balance goes by the first.
     Returns:
         A scalar; 0 (with a gradient of 0) when no pixel is labelled.
     """
+    soft, labels = (labels, labels[..., 0]) if labels.ndim == 4 else (None, labels)
     loss = F.cross_entropy(logits, labels.long(), ignore_index=ignore, reduction="none")
+    if soft is not None:
+        second = F.cross_entropy(logits, soft[..., 1].long(), ignore_index=ignore, reduction="none")
+        loss = torch.lerp(second, loss, soft[..., 2].to(loss.dtype) / 255)
     if balance == "none":
         return loss.sum() / (labels != ignore).sum().clamp(min=1)
     background = labels == BACKGROUND

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.pseudo_masks import write_soft
 from weakseg import threshold
 from weakseg.cam_file import read_cam
 from weakseg.classes import ClassTable, voc_palette
@@ -21,9 +22,9 @@ from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.parallel import map_processes
 from weakseg.progress import Progress
-from weakseg.pseudo_mask import pseudo_mask, refinement_settings
+from weakseg.pseudo_mask import pseudo_mask, refinement_settings, soft_labels
 from weakseg.recipe import Recipe
-from weakseg.run_folder import cam_path, mask_path
+from weakseg.run_folder import cam_path, mask_path, soft_path
 from weakseg.scoring import Sweep
 from weakseg.stages import all_splits
 from weakseg.threshold import Threshold
@@ -54,6 +55,9 @@ def write_mask(sample: Sample, *, recipe: Recipe, folder: Path, split: str, n_cl
     made = pseudo_mask(image, cam01, cam.classes, n_classes, chosen.t, recipe.pseudo_label)
     fields = {"mask": "pseudo_mask", "recipe": recipe.name, "seed": recipe.seed}
     text = provenance_text(fields | chosen.to_dict() | refinement_settings(recipe.pseudo_label))
+    if recipe.pseudo_label.soft:
+        soft = soft_labels(image, cam01, cam.classes, n_classes, chosen.t, recipe.pseudo_label.crf)
+        write_soft(soft_path(folder, split, sample.id), soft)
     write_bytes_atomic(mask_path(folder, split, sample.id), png_from_labels(made.labels, voc_palette(), text))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +13,41 @@ from numpy.typing import NDArray
 from weakseg.classes import BACKGROUND, ignore_value
 from weakseg.datasets import Dataset, Sample
 from weakseg.errors import DataError
+from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
-from weakseg.run_folder import mask_path
+from weakseg.run_folder import mask_path, soft_path
 
 
 @dataclass(frozen=True)
 class PseudoMasks:
-    """Label maps of a split under <folder>/<stage>/."""
+    """Label maps (H, W) of a split under <folder>/<stage>/, or with `soft` (H, W, 3) of `soft_labels`."""
 
     folder: Path
     split: str
     stage: str = "pseudo_label"
+    soft: bool = False
 
     def __call__(self, sample: Sample) -> NDArray[np.integer]:
+        if self.soft:
+            return read_soft(soft_path(self.folder, self.split, sample.id, self.stage))
         return labels_from_png(mask_path(self.folder, self.split, sample.id, self.stage).read_bytes())
+
+
+def write_soft(path: Path, labels: NDArray[np.integer]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, labels=labels)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def read_soft(path: Path) -> NDArray[np.integer]:
+    """Raises DataError when the file is missing or damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as content:
+            labels: NDArray[np.integer] = content["labels"]
+            return labels
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected soft labels that a run wrote, got: {error}") from error
 
 
 def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress) -> None:
@@ -34,9 +56,10 @@ def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress) -> 
     Raises:
         DataError: every pixel of every mask is IGNORE.
     """
+    hard = replace(masks, soft=False)
     pixels = np.zeros(len(dataset.classes) + 1, dtype=np.int64)
     for sample in progress.each(dataset, "look at pseudo-masks", total=len(dataset)):
-        labels = masks(sample)
+        labels = hard(sample)
         known = labels[labels != ignore_value(labels)]
         pixels += np.bincount(known, minlength=len(pixels))
     if not pixels.any():

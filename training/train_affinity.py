@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import distributed
-from training.data import Batch, TrainingImages
+from training.data import UNLABELLED, Batch, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import affinity
 from training.models import AFFINITY_NETWORKS, build_backbone, load_model, save_model
 from training.pseudo_masks import PseudoMasks, check_labelled
 from training.randomness import seed_torch
-from weakseg.classes import IGNORE
 from weakseg.datasets import read
 from weakseg.errors import ConfigError
 from weakseg.progress import Progress
@@ -53,11 +52,11 @@ def affinity_losses(model: nn.Module, batch: Batch, moment: Moment, *, radius: i
     labels = most_frequent(batch.labels, maps.shape[2], maps.shape[3])
     offsets = [(int(dy), int(dx)) for dy, dx in pair_offsets(radius)]
     pairs = model.affinities(maps, radius)[:, : len(offsets)]  # type: ignore[operator]
-    return {"affinity": affinity(pairs, labels, offsets, IGNORE)}
+    return {"affinity": affinity(pairs, labels, offsets, UNLABELLED)}
 
 
 def most_frequent(labels: Tensor, height: int, width: int) -> Tensor:
-    """(B, h, w) of (B, H, W): each cell's most frequent value, IGNORE among them; the lowest of equals."""
+    """(B, h, w) of (B, H, W): each cell's most frequent value, UNLABELLED among them; the lowest of equals."""
     values = labels.unique()
     shares = [F.adaptive_avg_pool2d((labels == value).float()[:, None], (height, width)) for value in values]
     return values[torch.cat(shares, dim=1).argmax(dim=1)]

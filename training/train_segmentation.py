@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training import distributed, self_training
-from training.data import Batch, LabelSource, TrainingImages
+from training.data import UNLABELLED, Batch, LabelSource, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
 from training.models import build_backbone, build_segmentation, load_model, save_model
 from training.pseudo_masks import PseudoMasks, check_labelled
 from training.randomness import seed_torch
-from weakseg.classes import IGNORE
 from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, open_truth
 from weakseg.progress import Progress
@@ -89,7 +88,7 @@ def label_source(recipe: Recipe, folder: Path) -> LabelSource:
     assert recipe.train_seg is not None
     if recipe.train_seg.supervision == "full":
         return TrueMasks(open_truth(recipe.data, recipe.data.train, opener="full_supervision"))
-    return PseudoMasks(folder, recipe.data.train, mask_stage(recipe))
+    return PseudoMasks(folder, recipe.data.train, mask_stage(recipe), recipe.pseudo_label.soft)
 
 
 def start_backbone(recipe: Recipe, folder: Path) -> Any:
@@ -108,5 +107,5 @@ def start_backbone(recipe: Recipe, folder: Path) -> Any:
 def segmentation_losses(model: nn.Module, batch: Batch, moment: Moment, *, balance: str) -> dict[str, Tensor]:
     """Cross-entropy at the crop's full resolution."""
     assert batch.labels is not None
-    logits = F.interpolate(model(batch.images), size=batch.labels.shape[1:], mode="bilinear", align_corners=False)
-    return {"segmentation": segmentation_cross_entropy(logits, batch.labels, IGNORE, balance)}
+    logits = F.interpolate(model(batch.images), size=batch.labels.shape[1:3], mode="bilinear", align_corners=False)
+    return {"segmentation": segmentation_cross_entropy(logits, batch.labels, UNLABELLED, balance)}

@@ -10,6 +10,7 @@ import torch
 from training.device import pick_device
 from training.graphs import AffinityGraph
 from training.models import load_model
+from training.pseudo_masks import write_soft
 from weakseg.cam_file import read_cam
 from weakseg.classes import voc_palette
 from weakseg.datasets import read
@@ -17,9 +18,9 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
 from weakseg.progress import Progress
-from weakseg.pseudo_mask import Walk, agreed, band_around, refined_labels, refinement_settings
+from weakseg.pseudo_mask import Walk, agreed, band_around, refined_labels, refinement_settings, soft_labels
 from weakseg.recipe import Recipe
-from weakseg.run_folder import cam_path, mask_path, read_json, walked_path
+from weakseg.run_folder import cam_path, mask_path, read_json, soft_path, walked_path
 from weakseg.stages import all_splits
 from weakseg.threshold import Threshold, after_walk
 
@@ -51,6 +52,9 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             middle, *both = refined_labels(
                 image, cam01, cam.classes, len(dataset.classes), [chosen.t, *band], None, walk
             )
+            if recipe.pseudo_label.soft:
+                soft = soft_labels(image, cam01, cam.classes, len(dataset.classes), chosen.t, None, walk)
+                write_soft(soft_path(folder, split, sample.id, stage), soft)
             for path, labels in (
                 (walked_path(folder, split, sample.id), middle),
                 (mask_path(folder, split, sample.id, stage), agreed(both)),

@@ -103,18 +103,60 @@ def refined_labels(
     With `walk`, a random walk instead, and its own CRF after it if it has one. Where it has a background, the
     thresholds are constants that the walked classes meet (`_walked`). Arguments as in `pseudo_mask`.
     """
-    if cam01.shape[1:] != image.shape[:2]:
-        raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
+    _check_size(cam01, image)
     if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
+    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
+    return [values[one.argmax(axis=0)] for one in _refined(image, cam01, thresholds, config, walk)]
+
+
+def soft_labels(
+    image: NDArray[np.uint8],
+    cam01: NDArray[np.float32],
+    classes: NDArray[Any],
+    n_classes: int,
+    t: float,
+    config: CrfConfig | None,
+    walk: Walk | None = None,
+) -> NDArray[Any]:
+    """The two likeliest mask values of each pixel after refinement, and how likely the first is beside the second.
+
+    Arguments as in `refined_labels`; without CRF and walk the probabilities are (1 - max)^alpha(t) and the maps.
+
+    Returns:
+        (H, W, 3) in `mask_dtype(n_classes)`: first value, second value, round(255 p1 / (p1 + p2)) from 128 to 255.
+        Without a present class all is background, (0, 0, 255).
+    """
+    _check_size(cam01, image)
+    dtype = mask_dtype(n_classes)
+    if not len(cam01):
+        return np.broadcast_to(np.array([BACKGROUND, BACKGROUND, 255], dtype), (*image.shape[:2], 3)).copy()
+    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(dtype)
+    likely = _refined(image, cam01, [t], config, walk)[0]
+    order = np.argpartition(likely, len(likely) - 2, axis=0)[-2:]  # the second, then the first
+    second, first = np.take_along_axis(likely, order, axis=0)
+    share = np.rint(255 * first / np.maximum(first + second, 1e-5)).clip(128)
+    return np.stack([values[order[1]], values[order[0]], share.astype(dtype)], axis=-1)
+
+
+def _refined(
+    image: NDArray[np.uint8],
+    cam01: NDArray[np.float32],
+    thresholds: Sequence[float],
+    config: CrfConfig | None,
+    walk: Walk | None,
+) -> NDArray[np.float32]:
+    """(S, 1 + K, H, W): for each threshold background and classes, after walk or CRF."""
     if walk is None:
         probabilities = _joined(_backgrounds(cam01, thresholds), cam01)
     else:
         config, probabilities = walk.config.crf, _walked(cam01, thresholds, walk)
-    if config is not None:
-        probabilities = crf.refine(image, probabilities, config)
-    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    return [values[one.argmax(axis=0)] for one in probabilities]
+    return probabilities if config is None else crf.refine(image, probabilities, config)
+
+
+def _check_size(cam01: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
+    if cam01.shape[1:] != image.shape[:2]:
+        raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
 
 
 def _walked(cam01: NDArray[np.float32], thresholds: Sequence[float], walk: Walk) -> NDArray[np.float32]:

@@ -144,6 +144,7 @@ class PseudoLabelConfig:
     crf: CrfConfig | None = field(default_factory=CrfConfig)
     band: float = 0.3  # IGNORE where backgrounds of threshold t * (1 - band) and t * (1 + band) disagree; 0 = no band
     band_above: float | None = None  # a share of its own for the upper edge
+    soft: bool = False  # train_seg learns from probabilities instead, of the two likeliest classes; nothing is IGNORE
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def mask_path(folder: Path, split: str, sample_id: str, stage: str = "pseudo_lab
     return folder / stage / split / f"{sample_id}.png"
 
 
+def soft_path(folder: Path, split: str, sample_id: str, stage: str = "pseudo_label") -> Path:
+    """Where a run keeps an image's soft labels (weakseg.pseudo_mask.soft_labels), beside its pseudo-mask."""
+    return folder / stage / "soft" / split / f"{sample_id}.npz"
+
+
 def walked_path(folder: Path, split: str, sample_id: str) -> Path:
     """Where a run keeps the label map of a random walk at the chosen threshold, without IGNORE."""
     return folder / "random_walk" / "labels" / split / f"{sample_id}.png"

@@ -21,7 +21,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "OptimConfig": {"precision": "float32", "clip_norm": None},
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
-    "PseudoLabelConfig": {"band_above": None},
+    "PseudoLabelConfig": {"band_above": None, "soft": False},
     "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8},
     "WalkConfig": {"background": None},
     "AffinityConfig": {"network": "affinitynet", "train_radius": None},
