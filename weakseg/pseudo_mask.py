@@ -107,7 +107,7 @@ def refined_labels(
     if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
     values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    return [values[one.argmax(axis=0)] for one in _refined(image, cam01, thresholds, config, walk)]
+    return [values[one.argmax(axis=0)] for one in refined_probabilities(image, cam01, thresholds, config, walk)]
 
 
 def soft_labels(
@@ -132,21 +132,21 @@ def soft_labels(
     if not len(cam01):
         return np.broadcast_to(np.array([BACKGROUND, BACKGROUND, 255], dtype), (*image.shape[:2], 3)).copy()
     values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(dtype)
-    likely = _refined(image, cam01, [t], config, walk)[0]
+    likely = refined_probabilities(image, cam01, [t], config, walk)[0]
     order = np.argpartition(likely, len(likely) - 2, axis=0)[-2:]  # the second, then the first
     second, first = np.take_along_axis(likely, order, axis=0)
     share = np.rint(255 * first / np.maximum(first + second, 1e-5)).clip(128)
     return np.stack([values[order[1]], values[order[0]], share.astype(dtype)], axis=-1)
 
 
-def _refined(
+def refined_probabilities(
     image: NDArray[np.uint8],
     cam01: NDArray[np.float32],
     thresholds: Sequence[float],
     config: CrfConfig | None,
     walk: Walk | None,
 ) -> NDArray[np.float32]:
-    """(S, 1 + K, H, W): for each threshold background and classes, after walk or CRF."""
+    """(S, 1 + K, H, W) float32: for each threshold background and classes, after walk or CRF; as `refined_labels`."""
     if walk is None:
         probabilities = _joined(_backgrounds(cam01, thresholds), cam01)
     else:

@@ -91,6 +91,23 @@ def refine(
     return np.ascontiguousarray(np.stack(pixels)[:, :height, :width]).reshape(probabilities.shape)
 
 
+def around(affinities: NDArray[Any], radius: int, row: int, column: int) -> NDArray[np.float32]:
+    """(2 radius - 1, 2 radius - 1): affinities of one cell, in the middle, with those around it.
+
+    1 with itself, 0 beyond the radius and outside the map. affinities: as in `random_walk`.
+    """
+    found = np.zeros((2 * radius - 1, 2 * radius - 1), dtype=np.float32)
+    middle = radius - 1
+    found[middle, middle] = 1
+    height, width = affinities.shape[1:]
+    for s, (dy, dx) in enumerate(pair_offsets(radius)):
+        if row + dy < height and 0 <= column + dx < width:
+            found[middle + dy, middle + dx] = affinities[s, row, column]
+        if row - dy >= 0 and 0 <= column - dx < width:
+            found[middle - dy, middle - dx] = affinities[s, row - dy, column - dx]
+    return found
+
+
 def transition(affinities: NDArray[Any], radius: int, beta: float) -> Any:
     """T transposed, a SciPy CSR array (h w, h w) float32: row j is what cell j receives, and sums to 1."""
     try:

@@ -36,6 +36,11 @@ def soft_path(folder: Path, split: str, sample_id: str, stage: str = "pseudo_lab
     return folder / stage / "soft" / split / f"{sample_id}.npz"
 
 
+def walk_pictures(folder: Path) -> Path:
+    """Where a run keeps a few pictures of its random walk, <id>.webp."""
+    return folder / "random_walk" / "pictures"
+
+
 def walked_path(folder: Path, split: str, sample_id: str) -> Path:
     """Where a run keeps the label map of a random walk at the chosen threshold, without IGNORE."""
     return folder / "random_walk" / "labels" / split / f"{sample_id}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -14,7 +15,15 @@ from weakseg.report import refiners
 from weakseg.report.charts import Mark, Series, bars, line_chart, shares
 from weakseg.report.colours import css
 from weakseg.report.pictures import LAYERS, Picture, Pictures, main_split
-from weakseg.run_folder import rate_text, read_evaluations, read_json, read_metrics, read_refinements, read_timings
+from weakseg.run_folder import (
+    rate_text,
+    read_evaluations,
+    read_json,
+    read_metrics,
+    read_refinements,
+    read_timings,
+    walk_pictures,
+)
 from weakseg.stages import STAGES
 
 NAMES = {
@@ -43,6 +52,7 @@ def page(recipe: Recipe, folder: Path, pictures: Pictures) -> str:
         refiners.warnings(refined),
         _headline(recipe, records),
         _pictures(pictures, folder),
+        _walks(folder),
         _classes(recipe, records, pictures),
         refiners.section(refined, main_split(recipe), NAMES),
         _curves(folder, records),
@@ -185,6 +195,22 @@ def _rows(shown: Sequence[Picture], layers: Sequence[str]) -> Iterator[str]:
             f'<figure class="row"><div class="cells">{cells}</div><figcaption><code>{escape(one.id)}</code>'
             f"<span>{escape(tags)}</span>{iou}</figcaption></figure>"
         )
+
+
+def _walks(folder: Path) -> str:
+    paths = sorted(walk_pictures(folder).glob("*.webp"))
+    if not paths:
+        return ""
+    shown = "".join(
+        f'<figure><img src="data:image/webp;base64,{b64encode(path.read_bytes()).decode()}" alt="">'
+        f"<figcaption>{escape(path.stem)}</figcaption></figure>"
+        for path in paths
+    )
+    return (
+        '<section><h2>Random walk</h2><p class="note">Left: the cell where the class is strongest, and how strongly '
+        "scores flow from it to its neighbours (affinity, to the power that the walk uses). Then the class's share "
+        f'of each pixel, before the walk and after some of its steps.</p><div class="walks">{shown}</div></section>'
+    )
 
 
 def _classes(recipe: Recipe, records: Sequence[Record], pictures: Pictures) -> str:
