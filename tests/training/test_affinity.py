@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from training.losses import affinity
 from training.models import build_backbone
@@ -80,3 +81,16 @@ def test_over_every_backbone(name: str) -> None:
     found = affinities(features, 5)
     assert found.shape == (1, 34, 12, 8)
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+def test_pair_distances_have_the_gradient_of_what_they_say() -> None:
+    features = torch.randn(2, 5, 6, 7, dtype=torch.double, requires_grad=True)
+    got = affinities(features, 3)
+    around = F.pad(features, (2, 2, 0, 2))
+    for s, (dy, dx) in enumerate(pair_offsets(3).tolist()):
+        there = around[:, :, dy : dy + 6, 2 + dx : 9 + dx]
+        inside = F.pad(torch.ones(6, 7), (2, 2, 0, 2))[dy : dy + 6, 2 + dx : 9 + dx]
+        torch.testing.assert_close(got[:, s], torch.exp(-(features - there).abs().mean(dim=1)) * inside)
+    assert torch.autograd.gradcheck(lambda x: affinities(x, 3), (features,))
+    with torch.no_grad():
+        torch.testing.assert_close(affinities(features, 3), got.detach())

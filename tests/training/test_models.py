@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from training.models import CamClassifier, DeepLabV3Plus, build_backbone, build_segmentation, load_model, save_model
-from training.models.layers import PhasedConv2d, phases
+from training.models.layers import PhasedConv2d, conv_bn, phases
 from weakseg.errors import ConfigError, WeightsError
 from weakseg.recipe import BackboneConfig
 
@@ -217,3 +217,31 @@ def test_a_stored_model_comes_back_whole(tmp_path: Path) -> None:
 def test_unknown_backbone() -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         build_backbone(small("vgg"))
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("learns", [False, True], ids=["frozen", "learns in eval mode"])
+def test_batch_norm_goes_into_the_convolution_before_it(phase: int, learns: bool) -> None:
+    torch.manual_seed(0)
+    conv = PhasedConv2d(4, 6, 3, 2, 1, bias=False, phase=phase).double()
+    norm = nn.BatchNorm2d(6).double().eval()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert values is not None
+        nn.init.uniform_(values, 0.2, 1.5)
+    for parameter in norm.parameters():
+        parameter.requires_grad_(learns)
+    x = torch.randn(2, 4, 9, 12, dtype=torch.double, requires_grad=True)
+    wanted = [x, conv.weight, *(norm.parameters() if learns else [])]
+    one, two = norm(conv(x)), conv_bn(conv, norm, x)
+    torch.testing.assert_close(one, two)
+    seen = torch.rand_like(one)
+    torch.testing.assert_close(torch.autograd.grad(one, wanted, seen), torch.autograd.grad(two, wanted, seen))
+
+
+def test_batch_norm_that_learns_its_statistics_is_left_alone() -> None:
+    conv, norm = nn.Conv2d(3, 5, 1, bias=False), nn.BatchNorm2d(5).train()
+    x = torch.randn(4, 3, 6, 6)
+    before = norm.running_mean.clone()
+    out = conv_bn(conv, norm, x)
+    assert not torch.equal(norm.running_mean, before)
+    torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(5), atol=1e-5, rtol=0)

@@ -23,14 +23,38 @@ class PhasedConv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.phase = phase
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.phase == 0:
-            return super().forward(x)
+            return super()._conv_forward(x, weight, bias)
         pad = self.padding[0]
         assert isinstance(pad, int)
         before, after = pad - self.phase, pad + self.phase
         x = F.pad(x, (before, after, before, after))  # `before` is -1 for a 1x1 convolution: the first row goes
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ConvBn(nn.Sequential):
+    """A convolution without bias, its batch norm, and what follows them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, *others = self
+        x = conv_bn(conv, norm, x)  # type: ignore[arg-type]
+        for layer in others:
+            x = layer(x)
+        return x
+
+
+def conv_bn(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """norm(conv(x)).
+
+    Batch norm that goes by its stored statistics scales and shifts channels, which the convolution can do as well:
+    nothing is passed over or kept a second time, forwards or backwards.
+    """
+    if norm.training or torch.compiler.is_exporting():  # runtimes fold constants by themselves
+        return norm(conv(x))  # type: ignore[no-any-return]
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale)
 
 
 def phases(output_stride: int) -> list[int]:

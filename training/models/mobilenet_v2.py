@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone, dilations, stage_strides
-from training.models.layers import PhasedConv2d, phases
+from training.models.layers import ConvBn, PhasedConv2d, conv_bn, phases
 from weakseg.recipe import BackboneConfig
 
 # expansion, channels, blocks, the stage (0..4) the row belongs to
@@ -15,11 +15,11 @@ STAGE_ENDS = (2, 4, 7, 14, 19)  # indices into `features`
 
 def conv_bn_relu6(
     inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, phase: int = 0
-) -> nn.Sequential:
+) -> ConvBn:
     conv = PhasedConv2d(
         inputs, outputs, kernel, stride, (kernel - 1) // 2 * dilation, dilation, groups, bias=False, phase=phase
     )
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
+    return ConvBn(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):
@@ -35,7 +35,12 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        *hidden, project, norm = self.conv
+        out = x
+        for layer in hidden:
+            out = layer(out)
+        out = conv_bn(project, norm, out)  # type: ignore[arg-type]
+        return x + out if self.residual else out
 
 
 class MobileNetV2(Backbone):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone, dilations, stage_strides
-from training.models.layers import PhasedConv2d, phases
+from training.models.layers import ConvBn, PhasedConv2d, conv_bn, phases
 from weakseg.recipe import BackboneConfig
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -28,12 +28,12 @@ class Bottleneck(nn.Module):
         self.downsample = None
         if project:
             shortcut = PhasedConv2d(inputs, outputs, 1, stride, 0, bias=False, phase=phase)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.downsample = ConvBn(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
+        out = self.relu(conv_bn(self.conv1, self.bn1, x))
+        out = self.relu(conv_bn(self.conv2, self.bn2, out))
+        out = conv_bn(self.conv3, self.bn3, out)
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -76,5 +76,5 @@ class ResNet(Backbone):
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
 
     def stages(self) -> list[nn.Module]:
-        stem = nn.Sequential(self.conv1, self.bn1, self.relu)
+        stem = ConvBn(self.conv1, self.bn1, self.relu)
         return [stem, nn.Sequential(self.maxpool, self.layer1), self.layer2, self.layer3, self.layer4]

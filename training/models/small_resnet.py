@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone, dilations, stage_strides
-from training.models.layers import PhasedConv2d, phases
+from training.models.layers import ConvBn, PhasedConv2d, conv_bn, phases
 from weakseg.recipe import BackboneConfig
 
 N_BLOCKS = (1, 1, 2, 2, 1)
@@ -24,10 +24,10 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or inputs != outputs:
             shortcut = PhasedConv2d(inputs, outputs, 1, stride, 0, bias=False, phase=phase)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            self.downsample = ConvBn(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out = conv_bn(self.conv2, self.bn2, self.relu(conv_bn(self.conv1, self.bn1, x)))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -41,7 +41,7 @@ class SmallResNet(Backbone):
         phase = [*phases(config.output_stride), 0, 0, 0]
         strides, dilation = stage_strides(config.output_stride), dilations(config.output_stride)
         stem = PhasedConv2d(3, 16, 3, 2, 1, bias=False, phase=phase[0])
-        self.stage1 = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.stage1 = ConvBn(stem, nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         inputs = 16
         for i in range(1, 5):
             width = self.channels[i]
