@@ -11,7 +11,7 @@ from training.device import pick_device
 from training.graphs import SegmentationGraph
 from training.models import load_model
 from weakseg.classes import voc_palette
-from weakseg.datasets import Dataset
+from weakseg.datasets import Dataset, Sample
 from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text
@@ -26,6 +26,8 @@ NETWORKS = {"segmentation": "train_seg", "segmentation_full": "train_seg_full"} 
 def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress: Progress) -> list[str]:
     """Write a label map PNG, which says how it was made, for every sample; with `evaluate.seg_crf` a second one.
 
+    Leaves out images whose files are there and younger than the network.
+
     Returns:
         what they are found under in `prediction_path`: the network's name, and <name>_crf.
     """
@@ -37,7 +39,15 @@ def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress:
     fields = {"mask": "segmentation", "stage": stage, "recipe": recipe.name, "seed": recipe.seed}
     fields |= {"scales": config.seg_scales, "flip": config.seg_flip}
     crf = config.seg_crf
-    for sample in progress.each(dataset, f"predict {dataset.split}", total=len(dataset)):
+    names = [name] if crf is None else [name, f"{name}_crf"]
+    trained = (folder / stage / "segmentation.pt").stat().st_mtime
+
+    def is_made(sample: Sample) -> bool:
+        paths = [prediction_path(folder, what, dataset.split, sample.id) for what in names]
+        return all(path.is_file() and path.stat().st_mtime >= trained for path in paths)
+
+    todo = [sample for sample in dataset if not is_made(sample)]
+    for sample in progress.each(todo, f"predict {dataset.split}", total=len(todo)):
         image = read_image(sample.image)
         with torch.inference_mode():
             logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
@@ -47,4 +57,4 @@ def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress:
         for what, (labels, said) in made.items():
             path = prediction_path(folder, what, dataset.split, sample.id)
             write_bytes_atomic(path, png_from_labels(labels, voc_palette(), provenance_text(said)))
-    return [name] if crf is None else [name, f"{name}_crf"]
+    return names

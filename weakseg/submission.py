@@ -3,7 +3,8 @@
     results/VOC2012/Segmentation/comp<5 or 6>_<split>_cls/<id>.png
 
 One 8-bit palette PNG in VOC's colours for every id of the split, as large as its image, of values 0 to 20: the server
-knows no IGNORE. Class numbers are its own, so the run must be of VOC's classes in VOC's order. No torch, no true masks.
+knows no IGNORE. Class numbers are its own, so the run must be of VOC's classes in VOC's order. What the run has not
+predicted yet its network predicts, without tags; torch is needed for that alone. True masks are not looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import probe
 from weakseg.masks.png import labels_from_png, png_from_labels
 from weakseg.progress import Progress
-from weakseg.recipe import Recipe
+from weakseg.recipe import CrfConfig, Recipe
 from weakseg.report import recipe_of
 from weakseg.run_folder import prediction_path
 
@@ -53,10 +55,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 SUFFIXES = (".tgz", ".tar.gz", ".zip")
-NETWORKS = {
-    "segmentation": "",
-    "segmentation_crf": " --evaluate.seg_crf default",
-}  # --what -> what evaluate must be told
+WHAT = ("segmentation", "segmentation_crf")
 N_NAMED = 5  # ids in a message
 
 
@@ -69,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     if args.data_root is not None:
         recipe = replace(recipe, data=replace(recipe.data, root=args.data_root))
     progress = Progress("silent" if args.json else "auto")
+    if (args.run / "train_seg" / "segmentation.pt").is_file():
+        predict(args.run, recipe, args.split, args.what, progress)
     predictions = read_predictions(args.run, recipe, args.split, args.what, progress)
     inside = f"results/VOC2012/Segmentation/comp{args.comp}_{args.split}_cls"
     files = {f"{inside}/{sample_id}.png": png for sample_id, png in predictions.items()}
@@ -78,6 +79,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(f"{args.out}: {len(files)} predictions ({args.what}) in {inside}/")
     return 0
+
+
+def predict(run: Path, recipe: Recipe, split: str, what: str, progress: Progress) -> None:
+    """Have the run's network predict what is missing of the split, by the recipe's scales, flips and CRF."""
+    if what == "segmentation_crf" and recipe.evaluate.seg_crf is None:
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, seg_crf=CrfConfig()))
+    if what == "segmentation":
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, seg_crf=None))
+    module = import_module("training.predict_segmentation")  # torch; named, as the stages are
+    module.predict(recipe, run, "segmentation", read(recipe.data, split), progress)
 
 
 def read_predictions(run: Path, recipe: Recipe, split: str, what: str, progress: Progress) -> dict[str, bytes]:
@@ -100,13 +111,14 @@ def read_predictions(run: Path, recipe: Recipe, split: str, what: str, progress:
     missing = [sample_id for sample_id, path in paths.items() if not path.is_file()]
     if len(missing) == len(paths):
         raise UsageError(
-            f"{run} has no predictions ({what}) of the split {split!r}: {_how_to_predict(recipe, split, what)}"
+            f"{run} has no predictions ({what}) of the split {split!r} and no network train_seg/segmentation.pt to "
+            "make them: run its recipe first, with a segmentation network (train_seg)"
         )
     if missing:
         more = ", …" if len(missing) > N_NAMED else ""
         raise DataError(
             f"expected {what} of all {len(paths)} images of {split}, {len(missing)} are missing in {run} "
-            f"({', '.join(missing[:N_NAMED])}{more}): run the evaluate stage again"
+            f"({', '.join(missing[:N_NAMED])}{more}) and there is no network train_seg/segmentation.pt to make them"
         )
     samples = progress.each(dataset, f"read {what}", total=len(dataset))
     return {sample.id: server_png(paths[sample.id], sample, len(dataset.classes)) for sample in samples}
@@ -162,18 +174,6 @@ def zip_of(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _how_to_predict(recipe: Recipe, split: str, what: str) -> str:
-    if split == recipe.data.train:
-        return "the split that a run learns from is not predicted, name another --split"
-    if recipe.train_seg is None:
-        return "its recipe ends with pseudo-masks, run one with a segmentation network in that --folder"
-    splits = " ".join(dict.fromkeys([*recipe.evaluate.splits, split]))
-    return (
-        f"run its recipe again in that --folder with `--evaluate.splits {splits}{NETWORKS[what]}` (with another split "
-        "the stages after train run anew)"
-    )
-
-
 def _check_classes(dataset: Dataset) -> None:
     names = dataset.classes.names
     if names != VOC_CLASSES:
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help=f"the archive, {', '.join(SUFFIXES)}")
     parser.add_argument("--split", default="test", help="which split (default: test)")
     parser.add_argument(
-        "--what", default="segmentation", choices=tuple(NETWORKS), help="whose predictions: with a dense CRF or without"
+        "--what", default="segmentation", choices=WHAT, help="whose predictions: with a dense CRF or without"
     )
     parser.add_argument(
         "--comp",

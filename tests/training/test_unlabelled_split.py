@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,8 +17,8 @@ from weakseg import report
 from weakseg.cam_file import read_cam
 from weakseg.cli import main
 from weakseg.datasets import read
-from weakseg.files import write_json_atomic
-from weakseg.masks.png import labels_from_png
+from weakseg.files import write_bytes_atomic, write_json_atomic
+from weakseg.masks.png import labels_from_png, png_from_labels
 from weakseg.progress import Progress
 from weakseg.recipe import AffinityConfig, Recipe, WalkConfig
 from weakseg.run_folder import mask_path, prediction_path
@@ -92,6 +93,21 @@ def test_images_without_labels_reach_the_server(
             content = opened.extractfile(name)
             assert content is not None
             assert np.array_equal(labels_from_png(content.read()), labels_from_png(path.read_bytes()))
+
+    # What evaluate has not predicted is predicted now: the CRF's, and a file that is gone.
+    again = prediction_path(folder, "segmentation", "test", "t0")
+    before = again.read_bytes()
+    again.unlink()
+    assert main(["submission", str(folder), "--out", str(archive)]) == 0
+    assert again.read_bytes() == before
+    assert not prediction_path(folder, "segmentation_crf", "test", "t0").exists()
+    assert main(["submission", str(folder), "--what", "segmentation_crf", "--out", str(archive)]) == 0
+    assert prediction_path(folder, "segmentation_crf", "test", "t0").is_file()
+    # A network that was trained since: what an earlier one predicted is not handed in.
+    write_bytes_atomic(again, png_from_labels(np.full(SIZES["t0"], 3, np.uint8)))
+    os.utime(again, (1, 1))
+    assert main(["submission", str(folder), "--out", str(archive)]) == 0
+    assert again.read_bytes() == before
 
 
 def test_a_report_of_nothing_but_unlabelled_images(voc: Recipe, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -118,20 +118,11 @@ def test_arguments_that_do_not_fit(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert "expected the list of split 'test2'" in refused(run, tmp_path, capsys, "--split", "test2")
 
 
-def test_a_run_without_predictions_says_how_to_get_them(
+def test_a_run_without_predictions_and_network_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refused(run, tmp_path, capsys, "--what", "segmentation_crf")
-    assert "no predictions (segmentation_crf) of the split 'test': run its recipe again" in message
-    assert "`--evaluate.splits train val test --evaluate.seg_crf default`" in message
-    recipe = Recipe("voc", data=DataConfig(root=str(tmp_path / "VOC2012")))
-    (run / "evaluate").rename(run / "gone")
-    assert "`--evaluate.splits train val test`" in refused(run, tmp_path, capsys)
-    write_json_atomic(run / "config.json", asdict(replace(recipe, train_seg=None)))
-    assert "ends with pseudo-masks, run one with a segmentation network" in refused(run, tmp_path, capsys)
-    write_json_atomic(run / "config.json", asdict(replace(recipe, data=replace(recipe.data, train="test"))))
-    (tmp_path / "VOC2012/labels.json").write_text(json.dumps({"images": {i: {"labels": []} for i in IDS}}))
-    assert "the split that a run learns from is not predicted" in refused(run, tmp_path, capsys)
+    assert "no predictions (segmentation_crf) of the split 'test' and no network train_seg/segmentation.pt" in message
 
 
 def test_missing_predictions_are_counted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +130,7 @@ def test_missing_predictions_are_counted(run: Path, tmp_path: Path, capsys: pyte
         prediction_path(run, "segmentation", "test", sample_id).unlink()
     message = refused(run, tmp_path, capsys)
     assert "of all 7 images of test, 6 are missing" in message
-    assert f"({', '.join(IDS[1:6])}, …): run the evaluate stage again" in message
+    assert f"({', '.join(IDS[1:6])}, …) and there is no network" in message
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ random_walk are done, in another they run first. Predictions are of six scales a
 and once more with a dense CRF behind them.
 
 The paper's figures, mIoU: 64.5 on val, 65.7 on test. They are the paper's, not ours: VOC 2012 was not at hand.
-For test, which the server alone can score, give `--evaluate.splits train val test` from the first of these recipes on
-(all stages after train depend on the splits and run again for others), then `weakseg submission`.
+For test, which the server alone can score: `weakseg submission RUN --what segmentation_crf --out results.tgz`.
 Hardware of the paper: four GPUs; 20,000 steps of 10 crops. Hours: not measured.
 """
 
