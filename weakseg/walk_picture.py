@@ -42,9 +42,13 @@ def walk_picture(
 
 
 def _surroundings(image: NDArray[np.uint8], walk: Walk, row: int, column: int) -> NDArray[np.uint8]:
-    """The part of the image that the cell's neighbours cover, brightest where the affinity is 1, twice as wide."""
+    """The part of the image around the cell; its neighbours as bright as what flows to them, beside the strongest."""
     stride, reach = walk.stride, walk.config.radius - 1
     held = around(walk.affinities, walk.config.radius, row, column) ** walk.config.beta
+    middle = (reach, reach)
+    held[middle] = 0  # it keeps most for itself
+    held /= max(float(held.max()), 1e-12)
+    held[middle] = 1
     margin = reach + 2
     cells = np.zeros((2 * margin + 1, 2 * margin + 1), np.float32)
     cells[2:-2, 2:-2] = held

@@ -208,7 +208,7 @@ def _walks(folder: Path) -> str:
     )
     return (
         '<section><h2>Random walk</h2><p class="note">Left: the cell where the class is strongest, and how strongly '
-        "scores flow from it to its neighbours (affinity, to the power that the walk uses). Then the class's share "
+        "scores flow from it to its neighbours, beside the strongest of them. Then the class's share "
         f'of each pixel, before the walk and after some of its steps.</p><div class="walks">{shown}</div></section>'
     )
 
