@@ -72,7 +72,7 @@ def test_all_ignored_is_no_loss_and_no_gradient() -> None:
     assert (w.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v2", "resnet50"])
+@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v2", "resnet50", "resnet38d"])
 def test_over_every_backbone(name: str) -> None:
     model = AffinityNet(build_backbone(BackboneConfig(name=name, weights=None, output_stride=8))).eval()
     with torch.no_grad():

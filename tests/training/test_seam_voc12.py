@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training import train_classifier
+from training import make_cams, pseudo_label, train_affinity, train_classifier, train_segmentation, walk
 from training.models import load_model
+from weakseg.datasets import read
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe
+from weakseg.run_folder import mask_path
 from weakseg.stages import plan, stage_keys
 
 WSSS_MINI = Path("../shared/data/wsss-mini")
@@ -60,7 +62,7 @@ def test_the_layers_share_their_stages_in_one_folder(layers: dict[str, Recipe]) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not WSSS_MINI.is_dir(), reason="needs ../shared/data/wsss-mini")
-def test_two_steps_on_vocs_lists(tmp_path: Path) -> None:
+def test_two_steps_of_every_training_on_vocs_lists(tmp_path: Path) -> None:
     root = tmp_path / "VOC2012"
     (root / "ImageSets" / "Segmentation").mkdir(parents=True)
     (root / "JPEGImages").symlink_to((WSSS_MINI / "JPEGImages").resolve())
@@ -70,16 +72,31 @@ def test_two_steps_on_vocs_lists(tmp_path: Path) -> None:
         ids = [i for i in (WSSS_MINI / "voc12_lists" / f"{split}.txt").read_text().split() if i in here][:2]
         (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(ids) + "\n")
 
-    recipe = load_recipe("seam_voc12")
+    recipe, run, quiet = load_recipe("seam_voc12_full"), tmp_path / "run", Progress("silent")
+    assert recipe.affinity is not None and recipe.train_seg is not None
+    briefly = {"epochs": 1, "batch_size": 1, "workers": 0}
     recipe = replace(
         recipe,
         data=replace(recipe.data, root=str(root), tags="labels.json", tags_key="voc_box_labels"),
         backbone=replace(recipe.backbone, weights=None),
-        train=replace(recipe.train, optim=replace(recipe.train.optim, epochs=1, batch_size=1, workers=0)),
+        train=replace(recipe.train, optim=replace(recipe.train.optim, **briefly)),
+        cam=replace(recipe.cam, scales=(0.5,), flip=False),
+        affinity=replace(recipe.affinity, optim=replace(recipe.affinity.optim, **briefly)),
+        train_seg=replace(recipe.train_seg, optim=replace(recipe.train_seg.optim, **briefly)),
+        evaluate=replace(recipe.evaluate, splits=("train",)),  # the network's six views of a photograph take too long
     )
-    summary = train_classifier.run(recipe, tmp_path / "run", stage="train", progress=Progress("silent"))
-
+    summary = train_classifier.run(recipe, run, stage="train", progress=quiet)
     assert summary["steps"] == 2
-    model, _ = load_model(tmp_path / "run" / "train" / "classifier.pt", kind="classifier")
+    model, _ = load_model(run / "train" / "classifier.pt", kind="classifier")
     assert sum(p.numel() for p in model.parameters()) >= 105_271_000  # 105,358,208 with VOC's 20 classes
     assert json.loads(json.dumps(summary))
+
+    for module, stage in ((make_cams, "cam"), (pseudo_label, "pseudo_label")):
+        module.run(recipe, run, stage=stage, progress=quiet)
+    assert train_affinity.run(recipe, run, stage="affinity", progress=quiet)["steps"] == 2
+    walk.run(recipe, run, stage="random_walk", progress=quiet)
+    for sample in read(recipe.data, "train"):
+        assert mask_path(run, "train", sample.id, "random_walk").is_file()
+    assert train_segmentation.run(recipe, run, stage="train_seg", progress=quiet)["steps"] == 2
+    network, classes = load_model(run / "train_seg" / "segmentation.pt", kind="segmentation")
+    assert type(network).__name__ == "DeepLabLargeFov" and len(classes) >= 6
