@@ -1,13 +1,14 @@
 """From maps to final masks, step by step: `python -m benchmarks.chain seam_wsss_mini_full --seeds 0 1 2`.
 
-Each row and seed is a run of the recipe under --folder, resumable as any run. With --classifiers, a folder of
-benchmarks.seam_ablation, its classifiers are taken as they are. IRN refines the same maps in a run beside. Prints mean
-and standard deviation over the seeds of what is done so far, on the last scored split.
+Each row and seed is a run of the recipe under --folder, resumable as any run: in the folder of
+benchmarks.seam_ablation, with the same settings of the classifier, this is trained already. IRN refines the same maps
+in a run beside. Prints mean and standard deviation over the seeds of what is done so far, on the last scored split.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,14 +18,13 @@ import numpy as np
 
 from benchmarks.seam_ablation import recipe_of_row
 from training.recipes.wsss_mini import RECIPE as PLAIN
-from weakseg.files import write_json_atomic
+from weakseg.files import atomic_folder
 from weakseg.presets import AFFINITY
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe, override
 from weakseg.run import run
 from weakseg.run_folder import STEPS, read_evaluations
-from weakseg.stages import stage_keys
 from weakseg.text import table
 
 ROWS = ("baseline", "seam")
@@ -37,18 +37,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--classifiers", type=Path)
     parser.add_argument("--to", help="stop every run after this stage")
     parser.add_argument("--irn", action="store_true", help="and the same maps refined by IRN")
     args, overrides = parser.parse_known_args(argv)
+    if args.irn and args.to in SHARED[:-1]:
+        parser.error(f"--irn needs the stages {', '.join(SHARED)}: leave out --to {args.to}")
     base = override(load_recipe(args.recipe), overrides, prog="chain")
     root = args.folder or Path("runs/chain") / args.recipe
     for seed in args.seeds:
         for row in args.rows:
             recipe = recipe_of_chain(base, row, seed)
             folder = root / f"{row}-{seed}"
-            if args.classifiers is not None:
-                take_classifier(recipe, args.classifiers / f"{row}-{seed}", folder)
             run(recipe, folder, last=args.to, progress=Progress())
             if args.irn:
                 with_irn(recipe, folder, root / f"{row} irn-{seed}")
@@ -61,31 +60,19 @@ def recipe_of_chain(base: Recipe, row: str, seed: int) -> Recipe:
     return recipe if row == "seam" else replace(recipe, cam=PLAIN.cam)
 
 
-def take_classifier(recipe: Recipe, trained: Path, folder: Path) -> None:
-    """A finished training of the same recipe as this run's stage `train`."""
-    if (folder / "train").exists():
-        return
-    shutil.copytree(trained / "train", folder / "train")
-    record = {"seconds": 0, "cpu_seconds": 0, "n_images": 0, "images_per_s": None, "summary": {"n_images": 0}}
-    write_json_atomic(folder / "train" / "done.json", {"key": stage_keys(recipe)["train"], **record})
-
-
 def with_irn(recipe: Recipe, folder: Path, beside: Path) -> None:
     """The authors' walk over boundaries that the budget of the recipe's own AffinityNet teaches."""
     assert recipe.affinity is not None
-    irn = AFFINITY["irn"]
-    optim = replace(recipe.affinity.optim, lr=irn.optim.lr, momentum=irn.optim.momentum, new_lr_scale=1.0)
-    beside.mkdir(parents=True, exist_ok=True)
+    ours, irn = recipe.affinity, AFFINITY["irn"]
+    budget = {name: getattr(ours.optim, name) for name in ("epochs", "batch_size", "crop_px", "long_side_px")}
+    affinity = replace(irn, walk=replace(irn.walk, band=ours.walk.band), optim=replace(irn.optim, **budget))
     for stage in SHARED:
-        if not (beside / stage).exists():
-            (beside / stage).symlink_to((folder / stage).resolve())
-    affinity = replace(irn, walk=replace(irn.walk, band=recipe.affinity.walk.band), optim=optim)
-    run(
-        replace(recipe, affinity=affinity, train_seg=None, upper_bound=False),
-        beside,
-        last="evaluate",
-        progress=Progress(),
-    )
+        done = [path / stage / "done.json" for path in (folder, beside)]
+        if not done[1].is_file() or done[0].read_bytes() != done[1].read_bytes():
+            with atomic_folder(beside / stage) as copy:
+                shutil.copytree(folder / stage, copy, copy_function=os.link, dirs_exist_ok=True)
+    only_masks = replace(recipe, affinity=affinity, train_seg=None, upper_bound=False)
+    run(only_masks, beside, last="evaluate", progress=Progress())
 
 
 def summary(root: Path, split: str) -> str:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import train_classifier
 from training.device import pick_device
 from training.graphs import ClassifierGraph
 from training.models import load_model
@@ -34,6 +33,7 @@ from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe, override
+from weakseg.run import run
 from weakseg.run_folder import read_json
 from weakseg.scoring import Boundary, Confusion, Sweep
 from weakseg.text import table
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if scores.is_file():
                 continue
             if not (folder / "train" / "classifier.pt").is_file():
-                train_classifier.run(recipe, folder, stage="train", progress=Progress())
+                run(recipe, folder, last="train", progress=Progress())
             write_json_atomic(scores, scored(recipe, folder, args.on, flip=not args.quick))
             print(summary(root), flush=True)
     print(summary(root))

@@ -14,7 +14,7 @@ from weakseg.classes import voc_palette
 from weakseg.datasets import Dataset, Sample
 from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
-from weakseg.masks.png import png_from_labels, provenance_text
+from weakseg.masks.png import png_from_labels, provenance_text, text_of
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.run_folder import prediction_path
@@ -26,7 +26,7 @@ NETWORKS = {"segmentation": "train_seg", "segmentation_full": "train_seg_full"} 
 def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress: Progress) -> list[str]:
     """Write a label map PNG, which says how it was made, for every sample; with `evaluate.seg_crf` a second one.
 
-    Leaves out images whose files are there and younger than the network.
+    Leaves out images whose files are there, younger than the network and made in the same way.
 
     Returns:
         what they are found under in `prediction_path`: the network's name, and <name>_crf.
@@ -39,22 +39,25 @@ def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress:
     fields = {"mask": "segmentation", "stage": stage, "recipe": recipe.name, "seed": recipe.seed}
     fields |= {"scales": config.seg_scales, "flip": config.seg_flip}
     crf = config.seg_crf
-    names = [name] if crf is None else [name, f"{name}_crf"]
+    texts = {name: provenance_text(fields)}
+    if crf is not None:
+        texts[f"{name}_crf"] = provenance_text(fields | {"crf": asdict(crf)})
     trained = (folder / stage / "segmentation.pt").stat().st_mtime
 
     def is_made(sample: Sample) -> bool:
-        paths = [prediction_path(folder, what, dataset.split, sample.id) for what in names]
-        return all(path.is_file() and path.stat().st_mtime >= trained for path in paths)
+        paths = {what: prediction_path(folder, what, dataset.split, sample.id) for what in texts}
+        there = all(path.is_file() and path.stat().st_mtime >= trained for path in paths.values())
+        return there and all(text_of(path.read_bytes()) == texts[what] for what, path in paths.items())
 
     todo = [sample for sample in dataset if not is_made(sample)]
     for sample in progress.each(todo, f"predict {dataset.split}", total=len(todo)):
         image = read_image(sample.image)
         with torch.inference_mode():
             logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
-        made = {name: (labels_from_logits(logits, *image.shape[:2]), fields)}
+        made = {name: labels_from_logits(logits, *image.shape[:2])}
         if crf is not None:
-            made[f"{name}_crf"] = crf_labels(image, logits, crf), fields | {"crf": asdict(crf)}
-        for what, (labels, said) in made.items():
+            made[f"{name}_crf"] = crf_labels(image, logits, crf)
+        for what, labels in made.items():
             path = prediction_path(folder, what, dataset.split, sample.id)
-            write_bytes_atomic(path, png_from_labels(labels, voc_palette(), provenance_text(said)))
-    return names
+            write_bytes_atomic(path, png_from_labels(labels, voc_palette(), texts[what]))
+    return list(texts)

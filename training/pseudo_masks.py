@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass, replace
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.run_folder import mask_path, soft_path
+
+LOWER_BAND = "lower pseudo_label.band (IGNORE where two thresholds disagree), or look at the maps"
 
 
 @dataclass(frozen=True)
@@ -46,26 +49,27 @@ def read_soft(path: Path) -> NDArray[np.integer]:
         with np.load(io.BytesIO(path.read_bytes())) as content:
             labels: NDArray[np.integer] = content["labels"]
             return labels
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: expected soft labels that a run wrote, got: {error}") from error
 
 
-def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress) -> None:
+def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress, *, advice: str) -> None:
     """Say which tagged classes, or that background, no mask is sure of: a network learns nothing of them.
+
+    advice: what to set when everything is IGNORE.
 
     Raises:
         DataError: every pixel of every mask is IGNORE.
     """
-    hard = replace(masks, soft=False)
     pixels = np.zeros(len(dataset.classes) + 1, dtype=np.int64)
     for sample in progress.each(dataset, "look at pseudo-masks", total=len(dataset)):
-        labels = hard(sample)
+        labels = masks(sample)
+        labels = labels[..., :2] if masks.soft else labels  # the third is a share
         known = labels[labels != ignore_value(labels)]
         pixels += np.bincount(known, minlength=len(pixels))
     if not pixels.any():
         raise DataError(
-            f"expected pseudo-masks of {dataset.split} with labels to learn from, got IGNORE everywhere: lower the "
-            f"band of the stage {masks.stage} (IGNORE where two thresholds disagree), or look at the maps"
+            f"expected pseudo-masks of {dataset.split} with labels to learn from, got IGNORE everywhere: {advice}"
         )
     tagged = {c for sample in dataset for c in sample.tags}
     names = {BACKGROUND: "background"} | {c + 1: dataset.classes.names[c] for c in sorted(tagged)}

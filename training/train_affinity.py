@@ -17,7 +17,7 @@ from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import affinity
 from training.models import AFFINITY_NETWORKS, build_backbone, load_model, save_model
-from training.pseudo_masks import PseudoMasks, check_labelled
+from training.pseudo_masks import LOWER_BAND, PseudoMasks, check_labelled
 from training.randomness import seed_torch
 from weakseg.datasets import read
 from weakseg.errors import ConfigError
@@ -37,7 +37,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     radius = config.walk.radius if config.train_radius is None else config.train_radius
     _check_crop(config, model.stride, radius)
     labels = PseudoMasks(folder, recipe.data.train)
-    check_labelled(labels, dataset, progress)
+    check_labelled(labels, dataset, progress, advice=LOWER_BAND)
     images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
     summary = fit(model, partial(affinity_losses, radius=radius), images, folder / stage, progress=progress)
     if distributed.rank() == 0:

@@ -18,7 +18,7 @@ from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
 from training.models import build_backbone, build_segmentation, load_model, save_model
-from training.pseudo_masks import PseudoMasks, check_labelled
+from training.pseudo_masks import LOWER_BAND, PseudoMasks, check_labelled
 from training.randomness import seed_torch
 from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, open_truth
@@ -50,7 +50,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     dataset = read(recipe.data, recipe.data.train)
     labels = label_source(recipe, folder)
     if isinstance(labels, PseudoMasks):
-        check_labelled(labels, dataset, progress)
+        check_labelled(labels, dataset, progress, advice=LOWER_BAND)
     for n in range(1, recipe.train_seg.rounds):
         earlier = folder / stage / f"round-{n}"
         if not (earlier / "segmentation.pt").is_file():
@@ -58,6 +58,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         distributed.wait()
         self_training.relabel(recipe, earlier / "segmentation.pt", dataset, recipe.train_seg.sure, progress)
         labels = PseudoMasks(earlier, dataset.split, self_training.FOLDER)
+        check_labelled(labels, dataset, progress, advice=f"lower train_seg.sure, {recipe.train_seg.sure}")
     return _train(recipe, folder, dataset, labels, folder / stage, progress)
 
 

@@ -65,15 +65,15 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             if recipe.pseudo_label.soft:
                 soft = soft_labels(image, cam01, cam.classes, len(dataset.classes), chosen.t, None, walk)
                 write_soft(soft_path(folder, split, sample.id, stage), soft)
+            if (split, sample.id) in pictured and len(cam01):
+                strongest = cam.classes[int(cam01.max(axis=(1, 2)).argmax())]
+                drawn = walk_picture(image, cam01, chosen.t, walk, dataset.classes.names[strongest])
+                write_bytes_atomic(walk_pictures(folder) / f"{sample.id}.webp", _webp(drawn))
             for path, labels in (
                 (walked_path(folder, split, sample.id), middle),
                 (mask_path(folder, split, sample.id, stage), agreed(both)),
             ):
                 write_bytes_atomic(path, png_from_labels(labels, voc_palette(), text))
-            if (split, sample.id) in pictured and len(cam01):
-                strongest = cam.classes[int(cam01.max(axis=(1, 2)).argmax())]
-                drawn = walk_picture(image, cam01, chosen.t, walk, dataset.classes.names[strongest])
-                write_bytes_atomic(walk_pictures(folder) / f"{sample.id}.webp", _webp(drawn))
         n_images += len(todo)
     return {"n_images": n_images}
 

@@ -235,10 +235,3 @@ class Recipe:
     export: ExportConfig = field(default_factory=ExportConfig)
     seed: int = 0
     upper_bound: bool = False  # also train the fully supervised twin of the segmentation network
-
-    def __post_init__(self) -> None:
-        if self.upper_bound and self.train_seg is None:
-            raise ConfigError(
-                "upper_bound trains a twin of the segmentation network, and train_seg is none, so there is no such "
-                "network: set --train_seg default, or --upper_bound False"
-            )

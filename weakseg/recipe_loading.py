@@ -104,7 +104,7 @@ def _from_file(path: Path) -> object:
 
 def _switch_sections(recipe: Recipe, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
     """tyro has no flag for a section that may be absent, so these are switched off or on before."""
-    rest = list(arguments)
+    rest = [part for argument in arguments for part in _split(argument)]
     for path, choices in SECTIONS.items():
         keys = [argument.replace("-", "_") for argument in rest]
         if f"__{path}" in keys:
@@ -116,9 +116,22 @@ def _switch_sections(recipe: Recipe, arguments: Sequence[str]) -> tuple[Recipe, 
                 )
             recipe = _with_section(recipe, path.split("."), choices[value])
             del rest[at : at + 2]
-        elif any(key.startswith(f"__{path}.") for key in keys) and _section(recipe, path) is None:
+        elif any(_starts(path, key, value) for key, value in zip(keys, [*keys[1:], ""], strict=False)) and (
+            _section(recipe, path) is None
+        ):
             recipe = _with_section(recipe, path.split("."), next(iter(choices.values())))
     return recipe, rest
+
+
+def _split(argument: str) -> list[str]:
+    """--section=value as --section value, where the section is one of SECTIONS."""
+    key, equals, value = argument.partition("=")
+    return [key, value] if equals and key.replace("-", "_").removeprefix("__") in SECTIONS else [argument]
+
+
+def _starts(path: str, key: str, value: str) -> bool:
+    """Whether a key speaks of something in the section; that a section within it be left out does not."""
+    return key.startswith(f"__{path}.") and not (key.removeprefix("__") in SECTIONS and value.lower() == "none")
 
 
 def _section(config: Any, path: str) -> Any:

@@ -45,7 +45,7 @@ def labels_from_logits(
 def crf_labels(image: NDArray[np.uint8], logits: NDArray[Any], config: CrfConfig) -> NDArray[Any]:
     """Argmax of a dense CRF over the network's probabilities, brought bilinearly to the pixels of the image.
 
-    A class that is nowhere as likely as LEAST_PROBABILITY is left out: a CRF's time grows with its classes.
+    A class that wins no cell and is nowhere as likely as LEAST_PROBABILITY is left out: classes cost a CRF its time.
 
     Args:
         image: (H, W, 3) uint8 RGB. logits: (C + 1, ceil(H / 4), ceil(W / 4)) float.
@@ -58,7 +58,7 @@ def crf_labels(image: NDArray[np.uint8], logits: NDArray[Any], config: CrfConfig
     logits = _logits(logits)
     likely = np.exp(logits - logits.max(axis=0))
     likely /= likely.sum(axis=0)
-    channels = np.flatnonzero(likely.max(axis=(1, 2)) >= LEAST_PROBABILITY)
+    channels = np.union1d(np.flatnonzero(likely.max(axis=(1, 2)) >= LEAST_PROBABILITY), likely.argmax(axis=0))
     refined = crf.refine(image, upsample(likely[channels], *image.shape[:2]), config)
     labels: NDArray[Any] = channels.astype(mask_dtype(len(logits) - 1))[refined.argmax(axis=0)]
     return labels

@@ -11,7 +11,8 @@ from typing import Any
 
 from weakseg.datasets import read
 from weakseg.datasets.truth import masks_folder
-from weakseg.recipe import Recipe, WalkConfig
+from weakseg.errors import ConfigError
+from weakseg.recipe import Recipe, SegConfig, WalkConfig
 
 SCHEMA = 1  # raise it when a stage computes something else from the same recipe: finished stages then run again
 WITHOUT_EFFECT = {"workers", "checkpoint_every_s", "compile", "pcm_mib"}  # fields that change how, not what
@@ -72,6 +73,12 @@ def _pseudo_label_settings(recipe: Recipe) -> Any:
     return [recipe.pseudo_label, recipe.cam.normalisation, *tuning]
 
 
+def _train_seg_settings(recipe: Recipe) -> Any:
+    """With several rounds a network relabels the training images by the views of the evaluation."""
+    again = recipe.train_seg is not None and recipe.train_seg.rounds > 1
+    return [recipe.train_seg, *([recipe.evaluate.seg_scales, recipe.evaluate.seg_flip] if again else [])]
+
+
 STAGES: Mapping[str, Stage] = {
     "train": Stage("training.train_classifier", (), _train_settings, _train_split, parallel=True),
     "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
@@ -92,14 +99,14 @@ STAGES: Mapping[str, Stage] = {
     "train_seg": Stage(
         "training.train_segmentation",
         ("train", "pseudo_label", "random_walk"),
-        lambda r: [r.train_seg],
+        _train_seg_settings,
         truth=lambda r: r.train_seg is not None and r.train_seg.supervision == "full",
         parallel=True,
     ),
     "train_seg_full": Stage(
         "training.train_segmentation",
         ("train",),
-        lambda r: [r.train_seg],
+        lambda r: [r.train_seg and replace(r.train_seg, rounds=1, sure=SegConfig().sure)],
         _train_split,
         truth=lambda _: True,
         parallel=True,
@@ -126,7 +133,16 @@ def mask_stage(recipe: Recipe) -> str:
 
 
 def plan(recipe: Recipe) -> list[str]:
-    """Names of the recipe's stages, in order."""
+    """Names of the recipe's stages, in order.
+
+    Raises:
+        ConfigError: an upper bound of a segmentation network that is left out.
+    """
+    if recipe.upper_bound and recipe.train_seg is None:
+        raise ConfigError(
+            "upper_bound trains a twin of the segmentation network, and train_seg is none, so there is no such "
+            "network: set --train_seg default, or --upper_bound False"
+        )
     left_out = set() if recipe.upper_bound else {"train_seg_full"}
     if recipe.affinity is None:
         left_out |= {"affinity", "random_walk"}

@@ -3,8 +3,8 @@
     results/VOC2012/Segmentation/comp<5 or 6>_<split>_cls/<id>.png
 
 One 8-bit palette PNG in VOC's colours for every id of the split, as large as its image, of values 0 to 20: the server
-knows no IGNORE. Class numbers are its own, so the run must be of VOC's classes in VOC's order. What the run has not
-predicted yet its network predicts, without tags; torch is needed for that alone. True masks are not looked at.
+knows no IGNORE. Class numbers are its own, so the run must be of VOC's classes in VOC's order. Where the run
+folder holds the network, torch is needed, and what is not predicted yet is predicted. True masks are not looked at.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     if args.data_root is not None:
         recipe = replace(recipe, data=replace(recipe.data, root=args.data_root))
     progress = Progress("silent" if args.json else "auto")
-    if (args.run / "train_seg" / "segmentation.pt").is_file():
+    if recipe.train_seg is not None and (args.run / "train_seg" / "segmentation.pt").is_file():
         predict(args.run, recipe, args.split, args.what, progress)
     predictions = read_predictions(args.run, recipe, args.split, args.what, progress)
     inside = f"results/VOC2012/Segmentation/comp{args.comp}_{args.split}_cls"

@@ -18,6 +18,7 @@ from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.progress import Progress
 from weakseg.recipe import CrfConfig, Recipe
 from weakseg.run_folder import mask_path, prediction_path, read_json
+from weakseg.stages import stage_keys
 
 QUIET = Progress("silent")
 
@@ -69,6 +70,33 @@ def test_the_second_round_learns_from_the_first_and_goes_on_where_it_stopped(
     assert change["miou"]["after"] == record["miou"]
     sample = next(iter(read(recipe.data, "val")))
     assert provenance_of(prediction_path(tmp_path, "segmentation_crf", "val", sample.id).read_bytes())["crf"]
+
+
+def test_a_round_that_leaves_no_object_sure_says_so(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image without tags is background for certain, so not everything is IGNORE."""
+    recipe = replace(recipe, train_seg=replace(recipe.train_seg, rounds=2, sure=1 - 1e-9))
+    for module, stage in ((train_classifier, "train"), (make_cams, "cam"), (pseudo_label, "pseudo_label")):
+        module.run(recipe, tmp_path, stage=stage, progress=QUIET)
+    capsys.readouterr()
+    train_segmentation.run(recipe, tmp_path, stage="train_seg", progress=Progress("lines"))
+    assert "no pseudo-mask of train is sure of blue, green, red" in capsys.readouterr().err
+
+
+def test_keys_follow_what_relabels(recipe: Recipe) -> None:
+    assert recipe.train_seg is not None
+    views = replace(recipe.evaluate, seg_scales=(0.5,))
+    twice = replace(recipe, upper_bound=True, train_seg=replace(recipe.train_seg, rounds=2))
+    once = replace(twice, train_seg=recipe.train_seg)
+
+    def changed(one: Recipe, two: Recipe, stage: str) -> bool:
+        return stage_keys(one)[stage] != stage_keys(two)[stage]
+
+    assert changed(twice, replace(twice, evaluate=views), "train_seg")
+    assert not changed(once, replace(once, evaluate=views), "train_seg")
+    assert changed(once, twice, "train_seg")
+    assert not changed(once, twice, "train_seg_full")
 
 
 @pytest.mark.parametrize("wrong", [{"sure": 1.0}, {"sure": -0.1}, {"rounds": 0}])

@@ -103,6 +103,10 @@ def test_images_without_labels_reach_the_server(
     assert not prediction_path(folder, "segmentation_crf", "test", "t0").exists()
     assert main(["submission", str(folder), "--what", "segmentation_crf", "--out", str(archive)]) == 0
     assert prediction_path(folder, "segmentation_crf", "test", "t0").is_file()
+    # Other settings than those of the run.
+    write_bytes_atomic(again, png_from_labels(np.full(SIZES["t0"], 3, np.uint8)))
+    assert main(["submission", str(folder), "--out", str(archive)]) == 0
+    assert again.read_bytes() == before
     # A network that was trained since: what an earlier one predicted is not handed in.
     write_bytes_atomic(again, png_from_labels(np.full(SIZES["t0"], 3, np.uint8)))
     os.utime(again, (1, 1))

@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 
 from weakseg.errors import ConfigError
+from weakseg.presets import AFFINITY
 from weakseg.recipe import CrfConfig, Recipe, SegConfig
 from weakseg.recipe_loading import load_recipe, override, recipe_names
+from weakseg.stages import plan
 
 RECIPE = Recipe(name="test")
 
@@ -89,6 +91,10 @@ def test_a_section_by_the_name_of_published_settings():
     both = override(RECIPE, ["--affinity.walk.crf.iterations", "3"]).affinity
     assert both is not None and both.walk.crf == CrfConfig(iterations=3)
     assert override(replace(RECIPE, affinity=walked), ["--affinity", "none"]).affinity is None
+    assert override(RECIPE, ["--affinity=psa"]).affinity == AFFINITY["psa"]
+    assert override(RECIPE, ["--affinity=psa", "--affinity.walk.crf=none"]).affinity == AFFINITY["psa"]
+    with pytest.raises(ConfigError, match="affinity is left out of this recipe"):
+        override(RECIPE, ["--affinity.walk.crf", "none"])
     with pytest.raises(ConfigError, match="affinity is left out of this recipe"):
         override(RECIPE, ["--affinity", "none", "--affinity.walk.crf", "default"])
 
@@ -100,7 +106,9 @@ def test_the_segmentation_network_goes_and_comes():
     assert override(without, ["--train-seg.width", "64"]).train_seg == SegConfig(width=64)
     assert override(without, ["--train_seg", "default", "--upper_bound", "True"]).upper_bound
     with pytest.raises(ConfigError, match="upper_bound trains a twin of the segmentation network, and train_seg is no"):
-        override(without, ["--upper_bound", "True"])
+        plan(override(without, ["--upper_bound", "True"]))
+    bounded = replace(RECIPE, upper_bound=True)
+    assert "train_seg" not in plan(override(bounded, ["--train_seg", "none", "--upper_bound", "False"]))
 
 
 @pytest.mark.parametrize(

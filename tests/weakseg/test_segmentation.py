@@ -85,3 +85,11 @@ def test_crf_of_logits_is_that_of_their_probabilities() -> None:
     likely = np.exp(logits) / np.exp(logits).sum(axis=0)
     expected = crf.refine(image, upsample(likely, 20, 28), CrfConfig()).argmax(axis=0)
     np.testing.assert_array_equal(crf_labels(image, logits, CrfConfig()), expected)
+
+
+def test_crf_of_many_classes_keeps_those_that_win() -> None:
+    """Of 301 weak logits none is as likely as a hundredth."""
+    logits = np.random.default_rng(0).normal(scale=0.1, size=(301, 4, 5)).astype(np.float32)
+    labels = crf_labels(np.zeros((16, 20, 3), np.uint8), logits, CrfConfig(iterations=0))
+    assert labels.dtype == np.uint16
+    assert set(np.unique(labels)) <= set(np.unique(logits.argmax(axis=0)))

@@ -52,7 +52,7 @@ def page(recipe: Recipe, folder: Path, pictures: Pictures) -> str:
         refiners.warnings(refined),
         _headline(recipe, records),
         _pictures(pictures, folder),
-        _walks(folder),
+        _walks(folder) if recipe.affinity is not None else "",
         _classes(recipe, records, pictures),
         refiners.section(refined, main_split(recipe), NAMES),
         _curves(folder, records),
