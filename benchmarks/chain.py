@@ -7,7 +7,6 @@ in a run beside. Prints mean and standard deviation over the seeds of what is do
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.seam_ablation import recipe_of_row
+from benchmarks.seam_ablation import parser_of_rows, recipe_of_row
 from training.recipes.wsss_mini import RECIPE as PLAIN
 from weakseg.files import atomic_folder
 from weakseg.presets import AFFINITY
@@ -32,11 +31,7 @@ SHARED = ("train", "cam", "pseudo_label")  # stages that IRN takes over
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--folder", type=Path)
+    parser = parser_of_rows(__doc__, ROWS)
     parser.add_argument("--to", help="stop every run after this stage")
     parser.add_argument("--irn", action="store_true", help="and the same maps refined by IRN")
     args, overrides = parser.parse_known_args(argv)

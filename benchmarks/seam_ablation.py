@@ -62,11 +62,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--folder", type=Path)
+    parser = parser_of_rows(__doc__, list(ROWS))
     parser.add_argument("--on", default="val", help="val, or tune: the training images that settings may be chosen on")
     parser.add_argument("--quick", action="store_true", help="without flip")
     args, overrides = parser.parse_known_args(argv)
@@ -84,6 +80,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json_atomic(scores, scored(recipe, folder, args.on, flip=not args.quick))
             print(summary(root), flush=True)
     print(summary(root))
+
+
+def parser_of_rows(doc: str | None, rows: Sequence[str]) -> argparse.ArgumentParser:
+    """What every benchmark over rows and seeds is told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--folder", type=Path)
+    return parser
 
 
 def recipe_of_row(base: Recipe, row: str, seed: int) -> Recipe:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from training.device import pick_device
 from training.graphs import SegmentationGraph
@@ -16,11 +19,26 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import png_from_labels, provenance_text, text_of
 from weakseg.progress import Progress
-from weakseg.recipe import Recipe
+from weakseg.recipe import EvaluateConfig, Recipe
 from weakseg.run_folder import prediction_path
 from weakseg.segmentation import crf_labels, labels_from_logits
 
 NETWORKS = {"segmentation": "train_seg", "segmentation_full": "train_seg_full"}  # name in evaluate/ -> stage
+
+
+def network(config: EvaluateConfig, model_path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """From an image (H, W, 3) RGB to logits (C + 1, ceil(H / 4), ceil(W / 4)), the mean over scales and flips."""
+    model, _ = load_model(model_path, kind="segmentation")
+    device = pick_device()
+    graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
+    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def logits_of(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0]
+        return np.asarray(logits.float().cpu().numpy())
+
+    return logits_of
 
 
 def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress: Progress) -> list[str]:
@@ -32,10 +50,7 @@ def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress:
         what they are found under in `prediction_path`: the network's name, and <name>_crf.
     """
     config, stage = recipe.evaluate, NETWORKS[name]
-    model, _ = load_model(folder / stage / "segmentation.pt", kind="segmentation")
-    device = pick_device()
-    graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
-    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    logits_of = network(config, folder / stage / "segmentation.pt")
     fields = {"mask": "segmentation", "stage": stage, "recipe": recipe.name, "seed": recipe.seed}
     fields |= {"scales": config.seg_scales, "flip": config.seg_flip}
     crf = config.seg_crf
@@ -52,8 +67,7 @@ def predict(recipe: Recipe, folder: Path, name: str, dataset: Dataset, progress:
     todo = [sample for sample in dataset if not is_made(sample)]
     for sample in progress.each(todo, f"predict {dataset.split}", total=len(todo)):
         image = read_image(sample.image)
-        with torch.inference_mode():
-            logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
+        logits = logits_of(image)
         made = {name: labels_from_logits(logits, *image.shape[:2])}
         if crf is not None:
             made[f"{name}_crf"] = crf_labels(image, logits, crf)

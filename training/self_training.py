@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from training import distributed
-from training.device import pick_device
-from training.graphs import SegmentationGraph
-from training.models import load_model
+from training.predict_segmentation import network
 from weakseg.cam import mask_values, upsample
-from weakseg.classes import BACKGROUND, ignore_value, voc_palette
+from weakseg.classes import BACKGROUND, ignore_value, mask_dtype, voc_palette
 from weakseg.datasets import Dataset, Sample
 from weakseg.errors import ConfigError
 from weakseg.files import write_bytes_atomic
@@ -38,10 +35,8 @@ def check(config: SegConfig) -> None:
 
 def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, progress: Progress) -> None:
     """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped."""
-    model, _ = load_model(model_path, kind="segmentation")
-    device, config, folder = pick_device(), recipe.evaluate, model_path.parent
-    graph = SegmentationGraph(model, config.seg_scales, config.seg_flip).to(device).eval()
-    graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    config, folder = recipe.evaluate, model_path.parent
+    logits_of = network(config, model_path)
     fields = {"mask": "self_training", "recipe": recipe.name, "seed": recipe.seed, "sure": sure}
     text = provenance_text(fields | {"scales": config.seg_scales, "flip": config.seg_flip})
 
@@ -52,9 +47,7 @@ def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, pro
     todo = [sample for sample in share if not path(sample).is_file()]
     for sample in progress.each(todo, f"{folder.name}: relabel", total=len(todo)):
         image = read_image(sample.image)
-        with torch.inference_mode():
-            logits = graph(torch.from_numpy(image[None]).to(device))["logits"][0].float().cpu().numpy()
-        labels = sure_labels(logits, np.array(sample.tags), *image.shape[:2], sure)
+        labels = sure_labels(logits_of(image), np.array(sample.tags), *image.shape[:2], sure)
         write_bytes_atomic(path(sample), png_from_labels(labels, voc_palette(), text))
     distributed.wait()
 
@@ -72,6 +65,6 @@ def sure_labels(
     among = logits[values]
     likely = np.exp(among - among.max(axis=0))
     likely = upsample(likely / likely.sum(axis=0), height, width)
-    labels = values.astype(mask_values(tags, len(logits) - 1).dtype)[likely.argmax(axis=0)]
+    labels: NDArray[Any] = values.astype(mask_dtype(len(logits) - 1))[likely.argmax(axis=0)]
     labels[likely.max(axis=0) < sure] = ignore_value(labels)
     return labels
