@@ -62,12 +62,12 @@ class GatedRunner:
     def provider(self):
         return self.inner.provider
 
-    def run(self, graph, images):
+    def run(self, graph, images, outputs=None):
         self.batches.append((graph, len(images)))
         assert self.gate.wait(LONG_S), "the test never opened the gate"
         if self.error is not None:
             raise self.error
-        return self.inner.run(graph, images)
+        return self.inner.run(graph, images, outputs)
 
     def close(self):
         self.inner.close()

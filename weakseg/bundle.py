@@ -13,9 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from weakseg.errors import BundleError
+from weakseg.errors import BundleError, ConfigError
 from weakseg.files import atomic_folder
-from weakseg.manifest import INPUT, Manifest, check_manifest, manifest_from_bytes, manifest_to_bytes
+from weakseg.manifest import (
+    INPUT,
+    PRECISIONS,
+    Manifest,
+    Precision,
+    check_manifest,
+    manifest_from_bytes,
+    manifest_to_bytes,
+)
 from weakseg.onnx_wire import WireError, read_content
 
 MANIFEST = "manifest.json"
@@ -31,8 +39,17 @@ class Bundle:
     manifest: Manifest
     sha256: str
 
-    def graph_paths(self) -> dict[str, Path]:
-        return {name: self.folder / graph.file for name, graph in self.manifest.graphs.items()}
+    def graph_paths(self, precision: Precision = "fp32") -> dict[str, Path]:
+        """{graph: its file in that precision, or in fp32 where it has no such form}.
+
+        Raises:
+            ConfigError: no graph of the bundle has that precision.
+        """
+        graphs = self.manifest.graphs
+        has = [p for p in PRECISIONS if any(p in graph.files() for graph in graphs.values())]
+        if precision not in has:
+            raise ConfigError(f"{self.folder}: expected a precision of {', '.join(has)}, got {precision!r}")
+        return {name: self.folder / graph.files().get(precision, graph.file) for name, graph in graphs.items()}
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -46,7 +63,7 @@ def open_bundle(path: str | Path) -> Bundle:
     folder = find_version(Path(path))
     data = _read(folder / MANIFEST)
     manifest = manifest_from_bytes(data, str(folder / MANIFEST))
-    graphs = {graph.file: graph.outputs for graph in manifest.graphs.values()}
+    graphs = {file: graph.outputs for graph in manifest.graphs.values() for file in graph.files().values()}
     for name, digest in manifest.files.items():
         content = _read(_inside(folder, name))
         got = hashlib.sha256(content).hexdigest()

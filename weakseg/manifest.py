@@ -18,7 +18,8 @@ from weakseg.recipe import PseudoLabelConfig, WalkConfig
 from weakseg.records import RecordError, from_json, to_json
 from weakseg.threshold import Threshold
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_SCHEMA = 1  # lacks `variants`, `parity` and the output `labels`, nothing else
 INPUT = "images"
 
 OutputKind = Literal["cam", "pseudo_mask", "segmentation"]
@@ -30,8 +31,12 @@ GRAPH_OUTPUTS = {
     CLASSIFIER: ("scores", "cam"),
     MULTISCALE: ("scores", "cam"),
     AFFINITY: ("affinities",),
-    SEGMENTATION: ("logits",),
+    SEGMENTATION: ("logits", "labels"),
 }
+OPTIONAL_OUTPUTS = frozenset({"labels"})
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,12 +44,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file. stride: input pixels per cell of its maps; views: how many views the raw maps are summed over."""
+    """One network.
+
+    file: its ONNX file in fp32. variants: {precision: file} of the same graph in other precisions.
+    stride: input pixels per cell of its maps. views: how many views the raw maps are summed over.
+    """
 
     file: str
     outputs: tuple[str, ...]
     stride: int = 4
     views: int = 1
+    variants: dict[str, str] = field(default_factory=dict)
+
+    def files(self) -> dict[str, str]:
+        """{precision: file}, fp32 first."""
+        return {"fp32": self.file, **self.variants}
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,7 @@ class Manifest:
     walk: the random walk that made them instead of that CRF, over the graph `affinity`; None = none.
     method: training method of the classifier.
     metrics: records of the run's evaluation, each with its split, tags and threshold.
+    parity: records of what each graph, runtime and precision was measured to differ from torch by.
     files: {path relative to the manifest: SHA-256}, all files of the bundle but the manifest.
     """
 
@@ -123,6 +138,7 @@ class Manifest:
     walk: WalkConfig | None = None
     licences: Licences = field(default_factory=Licences)
     metrics: tuple[dict[str, Any], ...] = ()
+    parity: tuple[dict[str, Any], ...] = ()
     training: TrainingStatistics | None = None
     files: dict[str, str] = field(default_factory=dict)
 
@@ -176,9 +192,11 @@ def manifest_from_bytes(data: bytes, where: str) -> Manifest:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int:
         raise BundleError(f"{where}: expected a manifest with a schema_version, got none: is this a model bundle?")
-    if version != SCHEMA_VERSION:
+    if not OLDEST_SCHEMA <= version <= SCHEMA_VERSION:
         newer = "install a newer weakseg" if version > SCHEMA_VERSION else "export the model again"
-        raise BundleError(f"{where}: expected schema_version {SCHEMA_VERSION}, got {version}: {newer}")
+        raise BundleError(
+            f"{where}: expected schema_version {OLDEST_SCHEMA} to {SCHEMA_VERSION}, got {version}: {newer}"
+        )
     fields = {key: value for key, value in content.items() if key != "schema_version"}
     try:
         manifest = from_json(Manifest, fields, "manifest")
@@ -210,12 +228,18 @@ def check_manifest(manifest: Manifest) -> None:
 
 def _check_graphs(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
-        if name in GRAPH_OUTPUTS and graph.outputs != GRAPH_OUTPUTS[name]:
-            raise BundleError(f"graph {name} must have the outputs {GRAPH_OUTPUTS[name]}, got {graph.outputs}")
+        known = GRAPH_OUTPUTS.get(name, graph.outputs)
+        if graph.outputs not in (known, tuple(output for output in known if output not in OPTIONAL_OUTPUTS)):
+            raise BundleError(f"graph {name} must have the outputs {known}, got {graph.outputs}")
         if graph.stride < 1 or graph.views < 1:
             raise BundleError(f"graph {name}: stride and views must be at least 1, got {graph.stride}, {graph.views}")
-        if graph.file not in manifest.files:
-            raise BundleError(f"graph {name}: its file {graph.file!r} is not in `files`, so its hash is unknown")
+        if not set(graph.variants) <= set(PRECISIONS[1:]):
+            raise BundleError(
+                f"graph {name}: variants may be {', '.join(PRECISIONS[1:])}, got {', '.join(graph.variants)}"
+            )
+        for file in graph.files().values():
+            if file not in manifest.files:
+                raise BundleError(f"graph {name}: its file {file!r} is not in `files`, so its hash is unknown")
     if (manifest.walk is None) != (AFFINITY not in manifest.graphs):
         raise BundleError(
             f"a graph {AFFINITY} and the settings `walk` of the walk over it belong together, got one of them"

@@ -22,7 +22,16 @@ from weakseg.cam import normalise, upsample
 from weakseg.classes import ClassTable
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
-from weakseg.manifest import AFFINITY, CLASSIFIER, MULTISCALE, OUTPUT_KINDS, SEGMENTATION, Manifest, OutputKind
+from weakseg.manifest import (
+    AFFINITY,
+    CLASSIFIER,
+    MULTISCALE,
+    OUTPUT_KINDS,
+    SEGMENTATION,
+    Manifest,
+    OutputKind,
+    Precision,
+)
 from weakseg.preprocess import prepare
 from weakseg.pseudo_mask import Walk, pseudo_mask, refinement_settings
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
@@ -318,18 +327,22 @@ class Model:
         return tuple(sorted({self.classes.index(name) for name in names}))
 
 
-def load(bundle: str | Path, *, runtime: str = "onnxruntime", threads: int | None = None) -> Model:
+def load(
+    bundle: str | Path, *, runtime: str = "onnxruntime", precision: Precision = "fp32", threads: int | None = None
+) -> Model:
     """Open a model bundle, verify it, and make it ready to run.
 
     Args:
         bundle: folder of the bundle, of a model (the latest version), or of exactly one model.
         runtime: what executes it, see `weakseg.runners`.
+        precision: of the graphs that have it; others stay fp32.
         threads: cores to use; None = all that this process may use.
     Raises:
-        BundleError: missing, damaged or refused. ConfigError: the runtime is unknown or not installed.
+        BundleError: missing, damaged or refused. ConfigError: the runtime is unknown or not installed, or the
+            bundle does not have the precision.
     """
     opened = open_bundle(bundle)
-    return Model(opened, open_runner(opened.graph_paths(), runtime=runtime, threads=threads))
+    return Model(opened, open_runner(opened.graph_paths(precision), runtime=runtime, threads=threads))
 
 
 def rgb_from_pixels(source: Image | NDArray[Any]) -> NDArray[np.uint8]:

@@ -357,7 +357,7 @@ def test_internal_says_nothing_but_an_id_that_the_log_explains(serving, caplog, 
 
 def test_values_that_are_not_finite_are_internal(serving):
     running = serving()
-    running.runner.inner.run = lambda graph, images: {"logits": np.full((1, 4, 1, 1), np.nan, np.float32)}
+    running.runner.inner.run = lambda graph, images, outputs: {"logits": np.full((1, 4, 1, 1), np.nan, np.float32)}
     code, _, message, _ = ask(running, request(image=PIXEL))
     assert code is grpc.StatusCode.INTERNAL and message.startswith("internal error")
 

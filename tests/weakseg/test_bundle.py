@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from weakseg.bundle import check_graph, find_version, natural_order, open_bundle, write
 from weakseg.classes import ClassTable
-from weakseg.errors import BundleError
+from weakseg.errors import BundleError, ConfigError
 from weakseg.manifest import manifest_from_bytes, manifest_to_bytes, palette_for
 
 TOY = Path(__file__).parents[1] / "data" / "bundles" / "toy" / "1"
@@ -52,6 +52,18 @@ def test_golden_bundle_of_schema_1():
     assert opened.manifest.background.rule == "fixed"
     assert opened.sha256 == hashlib.sha256((TOY / "manifest.json").read_bytes()).hexdigest()
     assert opened.graph_paths()["segmentation"].is_file()
+
+
+def test_a_precision_falls_back_to_fp32_graph_by_graph(toy):
+    edit(toy, lambda m: m["files"].update({"small.onnx": ""}))
+    rehash(toy, "small.onnx", (TOY / "segmentation.onnx").read_bytes())
+    edit(toy, lambda m: m["graphs"]["segmentation"].update(variants={"int8": "small.onnx"}))
+    opened = open_bundle(toy)
+    assert {path.name for path in opened.graph_paths().values()} == set(open_bundle(TOY).manifest.files)
+    assert opened.graph_paths("int8")["segmentation"].name == "small.onnx"
+    assert opened.graph_paths("int8")["classifier"].name == "classifier.onnx"
+    with pytest.raises(ConfigError, match="expected a precision of fp32, int8, got 'fp16'"):
+        opened.graph_paths("fp16")
 
 
 def test_manifest_round_trip():
@@ -142,7 +154,7 @@ def test_graph_of_another_kind():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "expected schema_version 1, got 2: install a newer weakseg"),
+        (lambda m: m.update(schema_version=3), "expected schema_version 1 to 2, got 3: install a newer weakseg"),
         (lambda m: m.update(schema_version=0), "got 0: export the model again"),
         (lambda m: m.pop("schema_version"), "is this a model bundle"),
         (lambda m: m.update(schema_version=True), "is this a model bundle"),
@@ -162,6 +174,12 @@ def test_graph_of_another_kind():
         (lambda m: m["graphs"].pop("segmentation"), "output segmentation needs the graph segmentation"),
         (lambda m: m["graphs"]["classifier"].update(outputs=["cam"]), "graph classifier must have the outputs"),
         (lambda m: m["graphs"]["classifier"].update(views=0), "views must be at least 1"),
+        (
+            lambda m: m["graphs"]["classifier"].update(variants={"fp32": "segmentation.onnx"}),
+            "variants may be fp16, int8",
+        ),
+        (lambda m: m["graphs"]["classifier"].update(variants={"fp8": "segmentation.onnx"}), "int8, got fp8"),
+        (lambda m: m["graphs"]["classifier"].update(variants={"int8": "other.onnx"}), "'other.onnx' is not in `files`"),
         (lambda m: m["graphs"]["classifier"].update(file="other.onnx"), "not in `files`"),
         (lambda m: m["files"].update({"classifier.onnx": "abc"}), "expected a SHA-256"),
     ],

@@ -66,9 +66,18 @@ def test_other_images_are_refused(runner, bad):
         runner.run("classifier", bad)
 
 
-def test_unknown_graph(runner):
+def test_unknown_graph_and_output(runner):
     with pytest.raises(ConfigError, match="no graph 'affinity': expected one of classifier"):
         runner.run("affinity", images(1, 4, 4))
+    with pytest.raises(ConfigError, match="graph classifier has the outputs scores, cam, got cam, logits"):
+        runner.run("classifier", images(1, 4, 4), ["cam", "logits"])
+
+
+def test_only_the_outputs_that_are_asked_for(runner):
+    everything = runner.run("classifier", images(1, 4, 4))
+    assert list(everything) == ["scores", "cam"]
+    np.testing.assert_array_equal(runner.run("classifier", images(1, 4, 4), ["cam"])["cam"], everything["cam"])
+    assert list(runner.run("classifier", images(1, 4, 4), ["cam", "scores"])) == ["cam", "scores"]
 
 
 def test_unknown_runtime_provider_and_threads():

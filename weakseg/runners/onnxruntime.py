@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class OnnxRuntimeRunner:
 
     def __init__(
         self,
-        graphs: dict[str, Path],
+        graphs: Mapping[str, Path],
         *,
         threads: int | None = None,
         provider: str = "CPUExecutionProvider",
@@ -52,14 +53,10 @@ class OnnxRuntimeRunner:
     def provider(self) -> str:
         return self._provider
 
-    def run(self, graph: str, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Outputs of one graph by name; see `Runner`.
-
-        Raises:
-            DataError: images of another shape or type.
-            ConfigError: no such graph.
-            ModelFailedError: the runtime gave up, for want of memory say.
-        """
+    def run(
+        self, graph: str, images: NDArray[np.uint8], outputs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs of one graph by name; arguments and errors as `Runner.run`."""
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape:
             raise DataError(f"images must be (B, H, W, 3) uint8, got {images.shape} {images.dtype}")
         if graph not in self._sessions:
@@ -67,7 +64,10 @@ class OnnxRuntimeRunner:
                 f"no graph {graph!r}: expected one of {', '.join(self._sessions) or 'none, it is closed'}"
             )
         session = self._sessions[graph]
-        names = [output.name for output in session.get_outputs()]
+        has = [output.name for output in session.get_outputs()]
+        names = has if outputs is None else list(outputs)
+        if not set(names) <= set(has):
+            raise ConfigError(f"graph {graph} has the outputs {', '.join(has)}, got {', '.join(names)}")
         try:
             values = session.run(names, {INPUT: np.ascontiguousarray(images)})
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
