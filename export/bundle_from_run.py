@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export import parity
+from export.labels_output import with_labels
 from export.onnx_from_torch import onnx_from_graphs
 from export.statistics import presence_threshold, training_scores, training_statistics
 from training import cams
@@ -68,10 +70,13 @@ def export_run(recipe: Recipe, folder: Path, models: Path, progress: Progress) -
     graphs = trained_graphs(recipe, folder, train.classes)
     progress.say(f"bundle: exporting {', '.join(graphs)}")
     files = onnx_from_graphs(graphs, {"weakseg.model": f"{recipe.export.name}/{recipe.export.version}"})
+    if SEGMENTATION in files:
+        files[SEGMENTATION] = with_labels(files[SEGMENTATION])
     images = parity_images(read(recipe.data, recipe.evaluate.splits[-1] if recipe.evaluate.splits else train.split))
     progress.say("bundle: comparing torch with the exported graphs")
     reports = gate(graphs, files, images, recipe)
     manifest = make_manifest(recipe, folder, graphs, train, progress)
+    manifest = replace(manifest, parity=tuple(report.record() for report in reports.values()))
     made = bundle.write(models, manifest, {f"{name}.onnx": data for name, data in files.items()})
     return {
         "n_images": len(images),

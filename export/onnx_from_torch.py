@@ -18,6 +18,7 @@ from typing import Any
 
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 import onnx_ir
 import torch
 from google.protobuf.message import Message
@@ -91,7 +92,13 @@ def finished(model: onnx.ModelProto, metadata: Mapping[str, str]) -> bytes:
     model.producer_name, model.producer_version = "weakseg", __version__
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
+    return serialised(model)
+
+
+def serialised(model: onnx.ModelProto) -> bytes:
+    """The bytes of a model, checked, with the inferred type and shape of every tensor in it."""
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
 
 

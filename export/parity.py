@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import nn
 
 from weakseg.cam import labels_from_cam, normalise
 from weakseg.errors import ParityError
+from weakseg.manifest import Precision
 from weakseg.runners import Runner, open_runner
-from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, FP32, Tolerance
+from weakseg.segmentation import labels_from_logits
+from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, TOLERANCES, Tolerance
 
 EDGE_SIZES = ((1, 1), (31, 32), (32, 33), (33, 31), (1, 2000), (2000, 1))  # no cell, stride ± 1, one line
 BATCHED_SIZE = (33, 31)
@@ -40,15 +43,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared: the worst difference of each output, over `n_cases` batches of images."""
+    """What was compared with torch: the worst difference of each output, over `n_cases` batches of images."""
 
     graph: str
+    runtime: str
+    precision: Precision
     n_cases: int
     differences: tuple[Difference, ...]
 
     def summary(self) -> dict[str, float]:
         """{output: worst difference}, for the stage's record."""
         return {difference.output: difference.got for difference in self.differences}
+
+    def record(self) -> dict[str, Any]:
+        """For the manifest: differences rounded up to powers of ten, as their last digits are each machine's own."""
+        worst = {d.output: d.got if d.output == "labels" else next_power(d.got) for d in self.differences}
+        return {"graph": self.graph, "runtime": self.runtime, "precision": self.precision} | worst
 
 
 def check(
@@ -57,24 +67,26 @@ def check(
     path: Path,
     images: Sequence[NDArray[np.uint8]],
     *,
-    tolerance: Tolerance = FP32,
     normalisation: Literal["max", "minmax"] = "max",
     runtime: str = "onnxruntime",
+    precision: Precision = "fp32",
 ) -> ParityReport:
     """Run both on each image, on batches, and on pieces of the first image of EDGE_SIZES.
 
     Compared: `scores` and `affinities` in absolute terms; `cam` and `logits` relative to the largest value of the map;
-    `cam01` where the map exceeds CAM_FLOOR; the label maps that follow from them; and each image of a batch with
-    the same image alone.
+    `cam01` where the map exceeds CAM_FLOOR; the label maps that follow from them, and the output `labels`; and each
+    image of a batch with the same image alone.
 
     Args:
         graph: name, for messages.
         module: the torch graph, in evaluation mode, on the CPU.
         path: the exported graph.
         images: (H, W, 3) uint8, real ones of several sizes.
+        precision: of the file, which says what is tolerated.
     Raises:
         ParityError: a difference beyond the tolerance, or outputs of another name, shape or that are not finite.
     """
+    tolerance = TOLERANCES[precision]
     runner = open_runner({graph: path}, runtime=runtime)
     worst: dict[str, Difference] = {}
     agreeing = compared = n_cases = 0
@@ -84,6 +96,7 @@ def check(
             size = "x".join(map(str, batch.shape[:3]))
             expected = _outputs(module, batch)
             got = runner.run(graph, batch)
+            full_size = got.pop("labels", None)
             _check_form(graph, size, expected, got)
             views = getattr(module, "n_views", 1)
             mean = _mean_over_views(got, views)
@@ -96,7 +109,10 @@ def check(
                 _raise_beyond(graph, difference)
                 if difference.output not in worst or difference.got > worst[difference.output].got:
                     worst[difference.output] = difference
-            for own, other in zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True):
+            labels = [*zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True)]
+            if full_size is not None:
+                labels += zip(_full_size(expected["logits"], batch), full_size, strict=True)
+            for own, other in labels:
                 agreeing += int((own == other).sum())
                 compared += own.size
     finally:
@@ -104,7 +120,12 @@ def check(
     if compared:
         worst["labels"] = Difference("labels", "all", agreeing / compared, tolerance.label_agreement)
         _raise_beyond(graph, worst["labels"])
-    return ParityReport(graph, n_cases, tuple(worst.values()))
+    return ParityReport(graph, runtime, precision, n_cases, tuple(worst.values()))
+
+
+def next_power(difference: float) -> float:
+    """The smallest power of ten that is not below a difference; 0 stays 0."""
+    return 10.0 ** math.ceil(math.log10(difference)) if difference > 0 else 0.0
 
 
 def _outputs(module: nn.Module, batch: NDArray[np.uint8]) -> Arrays:
@@ -132,11 +153,11 @@ def _exact(module: nn.Module, batch: NDArray[np.uint8], rounded: Arrays) -> Arra
 
 
 def batches(images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """(B, H, W, 3): each image and each edge size alone, the smallest image and one edge size in a batch of three."""
+    """(B, H, W, 3): each image and each edge size alone, the smallest image and one edge size in a batch of five."""
     yield from (image[None] for image in images)
     yield from (cut(images[0], height, width)[None] for height, width in EDGE_SIZES)
     for image in (min(images, key=lambda image: image.size), cut(images[0], *BATCHED_SIZE)):
-        yield np.stack([image, image[:, ::-1], image[::-1]])
+        yield np.stack([image, image[:, ::-1], image[::-1], image[::-1, ::-1], 255 - image])
 
 
 def cut(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
@@ -196,6 +217,11 @@ def _labels(outputs: Arrays, normalisation: Literal["max", "minmax"]) -> list[ND
         loud = np.flatnonzero(cam.max(axis=(1, 2)) > CAM_FLOOR)
         labels.append(labels_from_cam(normalise(cam[loud], normalisation), loud, CAM_THRESHOLD, len(cam)))
     return [label.astype(np.int64) for label in labels]
+
+
+def _full_size(logits: NDArray[np.float32], batch: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    """What the graph's own output `labels` must be."""
+    return [labels_from_logits(one, *batch.shape[1:3]) for one in logits]
 
 
 def _raise_beyond(graph: str, difference: Difference) -> None:

@@ -137,8 +137,9 @@ class Pipeline:
             self._set_inflight(self.inflight - 1)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
-        key = (job.name, job.version, graph, decoded.prepared.shape)
-        run = partial(job.model.runner.run, graph)
+        outputs = job.model.outputs_of(graph, decoded)
+        key = (job.name, job.version, graph, outputs, decoded.prepared.shape)
+        run = partial(job.model.runner.run, graph, outputs=outputs)
         try:
             return await self._batcher.submit(key, decoded.prepared, run, job.deadline)
         except ModelFailedError as error:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from weakseg.bundle import Bundle, open_bundle
 from weakseg.cam import normalise, upsample
-from weakseg.classes import ClassTable
+from weakseg.classes import ClassTable, ignore_value
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
 from weakseg.manifest import (
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | Path | bytes | Image | NDArray[Any]"  # a file, its bytes, or pixels
 Refinement = Literal["none", "crf", "random_walk", "random_walk_crf"]  # of CAMs, before they become a pseudo-mask
+NOT_FINITE = "graph {} gave values that are not finite: the model is damaged, export it again"
 REFINEMENTS: tuple[Refinement, ...] = ("none", "crf", "random_walk", "random_walk_crf")
-GraphOutputs = Mapping[str, Mapping[str, NDArray[np.float32]]]  # {graph: {output: array without the batch axis}}
+GraphOutputs = Mapping[str, Mapping[str, NDArray[Any]]]  # {graph: {output: array without the batch axis}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +188,24 @@ class Model:
             graphs.append(SEGMENTATION)
         return tuple(graphs)
 
+    def outputs_of(self, graph: str, decoded: Decoded) -> tuple[str, ...]:
+        """Names of the outputs of a graph that `finish` needs of an image.
+
+        The graph's own labels, unless the image was scaled down: then its logits give smoother ones at full size.
+        """
+        has = self.manifest.graphs[graph].outputs
+        if graph != SEGMENTATION or "labels" not in has:
+            return has
+        return ("labels",) if decoded.prepared.shape == decoded.rgb.shape else ("logits",)
+
     def infer(self, decoded: Decoded, request: Request) -> GraphOutputs:
         """Run the graphs of a request on one image."""
         images = decoded.prepared[None]
         return {
-            graph: {name: value[0] for name, value in self.runner.run(graph, images).items()}
+            graph: {
+                name: value[0]
+                for name, value in self.runner.run(graph, images, self.outputs_of(graph, decoded)).items()
+            }
             for graph in self.graphs_for(request)
         }
 
@@ -199,7 +213,8 @@ class Model:
         """From the graphs' outputs to full-size masks and heatmaps.
 
         Args:
-            outputs: {graph: {output: array of this image, without the batch axis}} for `graphs_for(request)`.
+            outputs: {graph: {output: array of this image, without the batch axis}} for `graphs_for(request)` and
+                `outputs_of` each.
         """
         started = perf_counter()
         height, width = decoded.rgb.shape[:2]
@@ -213,9 +228,7 @@ class Model:
             image=decoded.rgb,
         )
         if SEGMENTATION in outputs:
-            logits = _finite(outputs[SEGMENTATION]["logits"], SEGMENTATION)
-            labels = labels_from_logits(logits, height, width, *decoded.prepared.shape[:2])
-            result = replace(result, segmentation=labels)
+            result = replace(result, segmentation=_segmentation(outputs[SEGMENTATION], decoded))
         if "cam" in request.outputs or "pseudo_mask" in request.outputs:
             result = self._finish_classifier(result, decoded, outputs, request)
         return replace(result, seconds={"postprocess": perf_counter() - started})
@@ -373,9 +386,20 @@ def _rgb_from_image(image: Any) -> NDArray[np.uint8]:
     return np.array(rgb_from_pillow(ImageOps.exif_transpose(image)), order="C")
 
 
+def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded) -> NDArray[Any]:
+    """(H, W) mask values; the output `labels` where the graph was asked for it, or from its logits."""
+    if "labels" not in outputs:
+        logits = _finite(outputs["logits"], SEGMENTATION)
+        return labels_from_logits(logits, *decoded.rgb.shape[:2], *decoded.prepared.shape[:2])
+    labels = outputs["labels"]
+    if labels.flat[0] == ignore_value(labels):  # the graph's mark of an image whose logits are not finite
+        raise ModelFailedError(NOT_FINITE.format(SEGMENTATION))
+    return labels
+
+
 def _finite(values: NDArray[np.float32], graph: str) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise ModelFailedError(f"graph {graph} gave values that are not finite: the model is damaged, export it again")
+        raise ModelFailedError(NOT_FINITE.format(graph))
     return values
 
 

@@ -55,7 +55,7 @@ class OneRunner:
     def __init__(self, **outputs):
         self.outputs = outputs
 
-    def run(self, graph, images):
+    def run(self, graph, images, outputs=None):
         return self.outputs
 
     def close(self):
@@ -282,7 +282,7 @@ class WalkRunner(OneRunner):
         super().__init__(scores=np.array([[0.9, 0.1, 0.1]], np.float32), cam=cam)
         self.ran = []
 
-    def run(self, graph, images):
+    def run(self, graph, images, outputs=None):
         self.ran.append(graph)
         return {"affinities": np.ones((1, 34, 2, 4), np.float32)} if graph == "affinity" else self.outputs
 
@@ -339,3 +339,35 @@ def test_a_walk_without_an_affinity_graph(model):
 def test_an_unknown_refinement(model):
     with pytest.raises(ConfigError, match="expected one of none, crf, random_walk, random_walk_crf, True or False"):
         model.segment(picture(), outputs=["pseudo_mask"], refine="magic")
+
+
+def labelling(labels):
+    """A model of schema version 2 whose graph has labels of its own; and what its runner was asked for."""
+    opened = open_bundle(MODELS)
+    graphs = opened.manifest.graphs
+    graphs = graphs | {"segmentation": replace(graphs["segmentation"], outputs=("logits", "labels"))}
+    asked = []
+
+    class Runner(OneRunner):
+        def run(self, graph, images, outputs=None):
+            asked.append(outputs)
+            logits = np.zeros((1, 4, -(-images.shape[1] // 4), -(-images.shape[2] // 4)), np.float32)
+            logits[:, 2] = 1
+            return {name: value for name, value in {"labels": labels, "logits": logits}.items() if name in outputs}
+
+    return Model(replace(opened, manifest=replace(opened.manifest, graphs=graphs)), Runner()), asked
+
+
+def test_the_graphs_own_labels_unless_the_image_was_scaled_down():
+    own = np.full((1, 40, 60), 3, np.uint8)
+    model, asked = labelling(own)
+    assert (model.segment(np.zeros((40, 60, 3), np.uint8)).segmentation == 3).all()
+    scaled = model.segment(np.zeros((100, 128, 3), np.uint8)).segmentation  # the toy sees 64 pixels a side
+    assert scaled.shape == (100, 128) and (scaled == 2).all()
+    assert asked == [("labels",), ("logits",)]
+
+
+def test_labels_that_say_not_finite():
+    model, _ = labelling(np.full((1, 40, 60), 255, np.uint8))
+    with pytest.raises(ModelFailedError, match="graph segmentation gave values that are not finite"):
+        model.segment(np.zeros((40, 60, 3), np.uint8))
