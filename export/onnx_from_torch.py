@@ -24,6 +24,7 @@ import torch
 from google.protobuf.message import Message
 from torch import Tensor, nn
 
+from export.resizes import with_constant_resizes
 from weakseg.errors import WeaksegError
 from weakseg.manifest import INPUT
 from weakseg.version import __version__
@@ -59,7 +60,7 @@ def onnx_from_graphs(graphs: Mapping[str, nn.Module], metadata: Mapping[str, str
     for name, graph in graphs.items():
         try:
             with torch.no_grad(), _evaluating(graph), _quiet():
-                model = _export_graph(graph, networks)
+                model = with_constant_resizes(_export_graph(graph, networks))
         except (torch.onnx.OnnxExporterError, onnx_ir.passes.PassError) as error:
             raise WeaksegError(
                 f"graph {name} cannot be exported to ONNX ({_first_cause(error)}): compute sizes "
