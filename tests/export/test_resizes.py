@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from export.resizes import with_constant_resizes
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's exporter, about itself
 
 
 class ThreeResizes(nn.Module):
