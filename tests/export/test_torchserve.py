@@ -14,6 +14,7 @@ import weakseg
 from export import torchserve_handler
 from export.torchserve import archive_from_bundle, export_archive
 from export.torchserve_handler import options_from_headers, reply
+from weakseg import cli
 from weakseg.bundle import open_bundle
 from weakseg.errors import BundleError
 from weakseg.masks.coco_rle import labels_from_rles
@@ -78,6 +79,14 @@ def test_a_damaged_bundle_gives_no_archive(toy_bundle, tmp_path):
     with pytest.raises(BundleError, match="segmentation.onnx is damaged"):
         export_archive(tmp_path, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_the_command_writes_it(toy_bundle, tmp_path, capsys):
+    arguments = ["export", "--target", "torchserve", str(toy_bundle), "--output", str(tmp_path), "--json"]
+    assert cli.main(arguments) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert Path(made["archive"]).read_bytes() == archive_from_bundle(open_bundle(toy_bundle))
+    assert cli.main([*arguments, "--name", "other"]) == 2
 
 
 def test_the_handler_can_live_in_an_archive():
