@@ -1,15 +1,17 @@
 # Everything goes through `make`; each target that needs the environment makes it, once.
 PYTHON ?= python3
 RUN ?= runs/demo
+BUNDLE ?= $(firstword $(wildcard $(RUN)/bundle) tests/data/bundles/toy)
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TORCHSERVE := .venv-torchserve
 # Two busy cores and many OpenMP pools are slow together; tests compute little.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow check format bench bench-crf bench-random-walk bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve check format bench bench-crf bench-random-walk bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,19 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+# An environment of its own: nothing else of weakseg needs TorchServe.
+$(TORCHSERVE)/.installed: pyproject.toml constraints.txt
+	test -x $(TORCHSERVE)/bin/python || $(PYTHON) -m venv $(TORCHSERVE)
+	$(TORCHSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(TORCHSERVE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torchserve]'
+	@touch $@
+
+torchserve: $(TORCHSERVE)/.installed  ## serve BUNDLE=runs/demo/bundle by TorchServe until Ctrl-C; needs Java
+	@$(TORCHSERVE)/bin/python -m export.torchserve_server "$(BUNDLE)"
+
+test-torchserve: $(STAMP) $(TORCHSERVE)/.installed  ## the archive in a real TorchServe; needs Java
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/export/test_torchserve_slow.py
 
 check: $(STAMP)  ## format, lint, types, import rules, stubs, contract; changes nothing
 	$(BIN)/ruff format --check .

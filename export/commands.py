@@ -1,4 +1,4 @@
-"""`weakseg export RUN`: the networks of a run folder to a model bundle."""
+"""`weakseg export RUN`: the networks of a run folder to a model bundle, or a bundle to an archive of TorchServe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from weakseg.run_folder import read_json
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
+    if args.target == "torchserve":
+        return _export_archive(args)
     recipe = read_recipe(args.run)
     changes = {key: value for key in ("name", "version", "max_side") if (value := getattr(args, key)) is not None}
     recipe = replace(recipe, export=replace(recipe.export, **changes))
@@ -31,6 +33,20 @@ def main(argv: Sequence[str]) -> int:
             worst = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
             print(f"  {graph}: torch and onnxruntime agree: {worst}")
         print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}" --output masks')
+    return 0
+
+
+def _export_archive(args: argparse.Namespace) -> int:
+    if (args.name, args.version, args.max_side) != (None, None, None):
+        raise UsageError("--name, --version and --max-side are the bundle's: export the bundle with them first")
+    from export.torchserve import export_archive
+
+    made = export_archive(args.run, args.output)
+    if args.json:
+        print(json.dumps(made))
+    else:
+        print(f"archive: {made['archive']} ({made['mib']} MiB) of {made['model']}, sha256 {made['sha256'][:12]}")
+        print(f'try it: make torchserve BUNDLE="{args.run}"')
     return 0
 
 
@@ -55,7 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Export a run's networks to <output>/<name>/<version>/, if its graphs compute what torch does.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, as in runs/<recipe>")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run folder, as in runs/<recipe>; for torchserve also a bundle"
+    )
+    parser.add_argument(
+        "--target",
+        choices=("bundle", "torchserve"),
+        default="bundle",
+        help="torchserve: write <output>/<name>-<version>.mar of the bundle that RUN is or has (default: bundle)",
+    )
     parser.add_argument("--output", type=Path, default=Path("models"), help="folder of models (default: models)")
     parser.add_argument("--name", help="of the model (default: the recipe's)")
     parser.add_argument("--version", help="of the model (default: the recipe's)")
