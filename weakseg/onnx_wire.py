@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from mmap import mmap
 
 _MAX_DEPTH = 64  # of sub-graphs in attributes; onnxruntime's own models stay below 10
+_MAX_FIELDS = 1_000_000  # a second; ten thousand are many. Gigabytes of two-byte fields would be read for hours
+_MAX_TEXT = 65536  # bytes of a name
 
 # field numbers, by message
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 8, 20, 25
@@ -34,27 +37,31 @@ class OnnxContent:
     opsets: {domain: version}; "" is the standard one.
     operators: (domain, operator) of every node, sub-graphs and functions included.
     external: names of tensors whose data is in another file.
+    n_sparse: sparse tensors, which runtimes make dense: 200 bytes become as many as their dimensions say.
     functions: names of functions that the model brings itself.
     inputs, outputs: names of the main graph's.
+    n_fields: protobuf fields that were read.
     """
 
     opsets: dict[str, int] = field(default_factory=dict)
     operators: set[tuple[str, str]] = field(default_factory=set)
     external: list[str] = field(default_factory=list)
+    n_sparse: int = 0
     functions: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    n_fields: int = 0
 
 
-def read_content(data: bytes) -> OnnxContent:
-    """Walk a serialised ModelProto.
+def read_content(data: bytes | mmap) -> OnnxContent:
+    """Walk a serialised ModelProto. Of a mapped file only the pages that hold names are touched.
 
     Raises:
-        WireError: not protobuf, cut short, or without a graph.
+        WireError: not protobuf, cut short, without a graph, or of more fields or longer names than any network has.
     """
     content = OnnxContent()
     n_graphs = 0
-    for number, value in _fields(memoryview(data)):
+    for number, value in _fields(memoryview(data), content):
         if number == _MODEL_GRAPH:
             n_graphs += 1
             _graph(_message(value), content, depth=0)
@@ -63,9 +70,9 @@ def read_content(data: bytes) -> OnnxContent:
         elif number == _MODEL_FUNCTION:
             _function(_message(value), content)
         elif number == _MODEL_TRAINING:
-            for inner, graph in _fields(_message(value)):
+            for inner, graph in _fields(_message(value), content):
                 if inner in _TRAINING_GRAPHS:
-                    _graph(_message(graph), OnnxContent(external=content.external), depth=1)
+                    _graph(_message(graph), content, depth=1)
     if n_graphs != 1:
         raise WireError(f"expected one graph, got {n_graphs}")
     return content
@@ -74,7 +81,7 @@ def read_content(data: bytes) -> OnnxContent:
 def _graph(view: memoryview, content: OnnxContent, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise WireError("sub-graphs are nested too deeply")
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number == _GRAPH_NODE:
             _node(_message(value), content, depth)
         elif number == _GRAPH_INITIALIZER:
@@ -83,12 +90,12 @@ def _graph(view: memoryview, content: OnnxContent, depth: int) -> None:
             _sparse(_message(value), content)
         elif depth == 0 and number in (_GRAPH_INPUT, _GRAPH_OUTPUT):
             names = content.inputs if number == _GRAPH_INPUT else content.outputs
-            names += [_text(name) for inner, name in _fields(_message(value)) if inner == 1]
+            names += [_text(name) for inner, name in _fields(_message(value), content) if inner == 1]
 
 
 def _node(view: memoryview, content: OnnxContent, depth: int) -> None:
     operator = domain = ""
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number == _NODE_OP:
             operator = _text(value)
         elif number == _NODE_DOMAIN:
@@ -99,7 +106,7 @@ def _node(view: memoryview, content: OnnxContent, depth: int) -> None:
 
 
 def _attribute(view: memoryview, content: OnnxContent, depth: int) -> None:
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
             _tensor(_message(value), content)
         elif number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
@@ -110,7 +117,7 @@ def _attribute(view: memoryview, content: OnnxContent, depth: int) -> None:
 
 def _tensor(view: memoryview, content: OnnxContent) -> None:
     name, external = "", False
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number == _TENSOR_NAME:
             name = _text(value)
         # Either mark is enough: readers differ in which one they believe.
@@ -121,13 +128,14 @@ def _tensor(view: memoryview, content: OnnxContent) -> None:
 
 
 def _sparse(view: memoryview, content: OnnxContent) -> None:
-    for number, value in _fields(view):
+    content.n_sparse += 1
+    for number, value in _fields(view, content):
         if number in (_SPARSE_VALUES, _SPARSE_INDICES):
             _tensor(_message(value), content)
 
 
 def _function(view: memoryview, content: OnnxContent) -> None:
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number == _FUNCTION_NAME:
             content.functions.append(_text(value))
         elif number == _FUNCTION_NODE:
@@ -138,7 +146,7 @@ def _function(view: memoryview, content: OnnxContent) -> None:
 
 def _opset(view: memoryview, content: OnnxContent) -> None:
     domain, version = "", 0
-    for number, value in _fields(view):
+    for number, value in _fields(view, content):
         if number == 1:
             domain = _text(value)
         elif number == 2 and isinstance(value, int):
@@ -146,10 +154,13 @@ def _opset(view: memoryview, content: OnnxContent) -> None:
     content.opsets[domain] = version
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of one message: an int for varints, the bytes of anything else."""
+def _fields(view: memoryview, content: OnnxContent) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of one message: an int for varints, the bytes of anything else. Counted in `content`."""
     at = 0
     while at < len(view):
+        content.n_fields += 1
+        if content.n_fields > _MAX_FIELDS:
+            raise WireError(f"more than {_MAX_FIELDS} fields")
         key, at = _varint(view, at)
         number, wire = key >> 3, key & 7
         if not 0 < number < 1 << 29:  # some parsers would cut the number to 29 bits and see another field than we do
@@ -189,4 +200,7 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode(errors="replace")
+    view = _message(value)
+    if len(view) > _MAX_TEXT:
+        raise WireError(f"a name of {len(view)} bytes")
+    return bytes(view).decode(errors="replace")
