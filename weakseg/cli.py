@@ -40,7 +40,7 @@ VERBS = {
     "report": Verb("weakseg.report.commands", "a run folder as one HTML page"),
     "submission": Verb("weakseg.submission", "predictions as the archive that the PASCAL VOC test server takes"),
     "export": Verb("export.commands", "trained networks to a model bundle"),
-    "bundle": Verb("weakseg.bundle_commands", "look into a model bundle, verify it"),
+    "bundle": Verb("weakseg.bundle_commands", "look into a model bundle: show, verify, diff; sign it"),
     "serve": Verb("serve.commands", "model bundles over gRPC"),
     "predict": Verb("weakseg.predict", "masks of images, by a bundle or a server"),
 }
@@ -61,6 +61,7 @@ EXTRAS = {  # top-level import name -> the extra that brings it
     "grpc_reflection": "serve",
     "grpc_status": "serve",
     "prometheus_client": "serve",
+    "cryptography": "sign",
 }
 
 
