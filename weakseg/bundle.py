@@ -1,18 +1,23 @@
 """The model bundle on disk: <models>/<name>/<version>/manifest.json and the graphs it lists.
 
 A bundle is opened only whole: every file has the hash that the manifest says, nothing points out of the folder, and the
-graphs use standard operators and hold their own weights.
+graphs use standard operators and hold their own weights. Where a public key is given, its owner has signed it.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
+from weakseg import model_card, signature
 from weakseg.errors import BundleError, ConfigError
 from weakseg.files import atomic_folder
 from weakseg.manifest import (
@@ -26,18 +31,25 @@ from weakseg.manifest import (
 )
 from weakseg.onnx_wire import WireError, read_content
 
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE, CARD = "manifest.json", "manifest.sig", "README.md"
+LIMIT_MANIFEST_BYTES = 8 * 2**20  # a thousand classes and thirty evaluations are 5 MiB
+LIMIT_BYTES = 8 * 2**30  # of all files: some seconds of hashing
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 GRAPH_SUFFIXES = frozenset({".onnx", ".ort", ".plan", ".engine"})
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. sha256: of manifest.json, which holds the hashes of all other files."""
+    """A verified bundle.
+
+    sha256: of manifest.json, which holds the hashes of all other files.
+    signed_by: fingerprint of the public key that was found to have signed it; None = no key was asked for.
+    """
 
     folder: Path
     manifest: Manifest
     sha256: str
+    signed_by: str | None = None
 
     def graph_paths(self, precision: Precision = "fp32") -> dict[str, Path]:
         """{graph: its file in that precision, or in fp32 where it has no such form}.
@@ -52,29 +64,40 @@ class Bundle:
         return {name: self.folder / graph.files().get(precision, graph.file) for name, graph in graphs.items()}
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, *, public_key: str | Path | None = None) -> Bundle:
     """Find, read and verify a bundle.
 
     Args:
         path: the folder of a version; or of a model: its latest version; or a folder that holds exactly one model.
+        public_key: PEM file of the keys of which one must have signed it.
     Raises:
         BundleError: nothing or too much there, or a bundle that is damaged or refused.
+        ConfigError: the public key cannot be used.
     """
     folder = find_version(Path(path))
-    data = _read(folder / MANIFEST)
+    data = read_manifest(folder)
+    signed_by = None if public_key is None else _check_signature(folder, data, Path(public_key))
     manifest = manifest_from_bytes(data, str(folder / MANIFEST))
     graphs = {file: graph.outputs for graph in manifest.graphs.values() for file in graph.files().values()}
+    left = LIMIT_BYTES
     for name, digest in manifest.files.items():
-        content = _read(_inside(folder, name))
-        got = hashlib.sha256(content).hexdigest()
-        if got != digest:
-            raise BundleError(
-                f"{folder / name} is damaged: expected sha256 {digest[:12]}…, got {got[:12]}…: copy or export it again"
-            )
-        if name in graphs and name.endswith(".onnx"):
-            check_graph(content, graphs[name], str(folder / name))
+        left -= _check_file(_inside(folder, name), digest, graphs.get(name), left)
     _refuse_unlisted(folder, manifest)
-    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest())
+    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), signed_by)
+
+
+def read_manifest(folder: Path) -> bytes:
+    """The manifest of a version's folder as it lies there, unchecked.
+
+    Raises:
+        BundleError: it cannot be read, or is larger than any manifest.
+    """
+    return _read(folder, MANIFEST, LIMIT_MANIFEST_BYTES)
+
+
+def read_signature(folder: Path) -> bytes | None:
+    """The signature of a version's folder, unchecked; None where there is none."""
+    return _read(folder, SIGNATURE, signature.LIMIT_BYTES) if (folder / SIGNATURE).exists() else None
 
 
 def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
@@ -82,10 +105,13 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundl
 
     Args:
         manifest: its `files` are filled in here.
-        files: {relative path: content}.
+        files: {relative path: content}; the model card, README.md, is made from the manifest and added.
     Raises:
         BundleError: the bundle would be refused on opening, or cannot be written.
     """
+    if not {MANIFEST, SIGNATURE}.isdisjoint(files):
+        raise BundleError(f"{MANIFEST} and {SIGNATURE} are not files of a bundle but about them: leave them out")
+    files = {**files, CARD: model_card.card(manifest).encode()}
     manifest = replace(manifest, files={name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())})
     check_manifest(manifest)
     target = models / manifest.name / manifest.version
@@ -107,6 +133,10 @@ def find_version(path: Path) -> Path:
     """The version folder that a path means; see `open_bundle`."""
     if (path / MANIFEST).is_file():
         return path
+    if path.is_file():
+        raise BundleError(
+            f"expected the folder of a model bundle, got the file {path}: unpack it first if it is packed"
+        )
     if not path.is_dir():
         raise BundleError(f"expected a model bundle at {path}, got no such folder: run `weakseg export` first")
     versions = _versions(path)
@@ -127,11 +157,12 @@ def natural_order(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def check_graph(data: bytes, outputs: tuple[str, ...], where: str) -> None:
-    """Refuse an ONNX file that reaches outside itself, or is another graph than the manifest says.
+def check_graph(data: bytes | mmap.mmap, outputs: tuple[str, ...], where: str) -> None:
+    """Refuse an ONNX file that reaches outside itself, unfolds on loading, or is another graph than the manifest says.
 
     Raises:
-        BundleError: not an ONNX model, external data, custom operators, other inputs or outputs.
+        BundleError: not an ONNX model, external data, custom operators, functions, sparse tensors, other inputs or
+            outputs.
     """
     try:
         content = read_content(data)
@@ -145,6 +176,9 @@ def check_graph(data: bytes, outputs: tuple[str, ...], where: str) -> None:
     custom = sorted({f"{domain}::{name}" for domain, name in content.operators if domain not in STANDARD_DOMAINS})
     if custom:
         raise BundleError(f"{where}: custom operators are refused, got {', '.join(custom[:5])}: use standard ones")
+    if content.functions or content.n_sparse:  # a few hundred bytes of either can become gigabytes in a runtime
+        what = f"the function {content.functions[0]}" if content.functions else "a sparse tensor"
+        raise BundleError(f"{where}: functions and sparse tensors are refused, got {what}: inline it, make it dense")
     if content.inputs != [INPUT] or tuple(content.outputs) != outputs:
         raise BundleError(
             f"{where}: expected the input {INPUT} and the outputs {', '.join(outputs)}, "
@@ -171,9 +205,48 @@ def _refuse_unlisted(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"{folder}: {name} is a graph that the manifest does not list: remove it or export again")
 
 
-def _read(path: Path) -> bytes:
+def _check_signature(folder: Path, manifest: bytes, public_key: Path) -> str:
+    made = read_signature(folder)
+    if made is None:
+        raise BundleError(
+            f"{folder}: expected {SIGNATURE} by a key in {public_key}, got none: sign it with "
+            "`weakseg bundle sign`, if you trust it"
+        )
+    return signature.check(manifest, made, public_key, str(folder / SIGNATURE))
+
+
+def _check_file(path: Path, digest: str, outputs: tuple[str, ...] | None, limit_bytes: int) -> int:
+    """Bytes of a listed file, once it has its hash and, as a graph with these outputs, passes `check_graph`."""
+    with _opened(path, limit_bytes) as (file, n_bytes):
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+        if got != digest:
+            raise BundleError(
+                f"{path} is damaged: expected sha256 {digest[:12]}…, got {got[:12]}…: copy or export it again"
+            )
+        if outputs is not None:  # an empty file cannot be mapped
+            graph = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if n_bytes else b""
+            check_graph(graph, outputs, str(path))
+    return n_bytes
+
+
+def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
+    with _opened(_inside(folder, name), limit_bytes) as (file, n_bytes):
+        return file.read(n_bytes)
+
+
+@contextmanager
+def _opened(path: Path, limit_bytes: int) -> Iterator[tuple[BufferedReader, int]]:
+    """A file of a bundle and its size; refused before a byte is read where that is no file or too much of it."""
     try:
-        return path.read_bytes()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+            raise BundleError(f"{path}: expected a file, got a folder, pipe or device: copy or export the bundle again")
+        if status.st_size > limit_bytes:
+            raise BundleError(
+                f"{path}: expected at most {limit_bytes} bytes, got {status.st_size}: this is no file of a model bundle"
+            )
+        with path.open("rb") as file:
+            yield file, status.st_size
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}: copy or export the bundle again") from error
 

@@ -238,6 +238,8 @@ def _check_graphs(manifest: Manifest) -> None:
                 f"graph {name}: variants may be {', '.join(PRECISIONS[1:])}, got {', '.join(graph.variants)}"
             )
         for file in graph.files().values():
+            if not file.endswith(".onnx"):  # runtimes look into a file, not at its name: every graph is checked as ONNX
+                raise BundleError(f"graph {name}: expected a file *.onnx, got {file!r}")
             if file not in manifest.files:
                 raise BundleError(f"graph {name}: its file {file!r} is not in `files`, so its hash is unknown")
     if (manifest.walk is None) != (AFFINITY not in manifest.graphs):

@@ -341,7 +341,12 @@ class Model:
 
 
 def load(
-    bundle: str | Path, *, runtime: str = "onnxruntime", precision: Precision = "fp32", threads: int | None = None
+    bundle: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    public_key: str | Path | None = None,
 ) -> Model:
     """Open a model bundle, verify it, and make it ready to run.
 
@@ -350,11 +355,12 @@ def load(
         runtime: what executes it, see `weakseg.runners`.
         precision: of the graphs that have it; others stay fp32.
         threads: cores to use; None = all that this process may use.
+        public_key: PEM file of the keys of which one must have signed the bundle; None = it need not be signed.
     Raises:
-        BundleError: missing, damaged or refused. ConfigError: the runtime is unknown or not installed, or the
-            bundle does not have the precision.
+        BundleError: missing, damaged, not signed by such a key, or refused. ConfigError: the runtime is unknown or not
+            installed, the bundle does not have the precision, or the key cannot be used.
     """
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, public_key=public_key)
     return Model(opened, open_runner(opened.graph_paths(precision), runtime=runtime, threads=threads))
 
 
