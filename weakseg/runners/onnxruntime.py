@@ -13,6 +13,8 @@ from weakseg.cpu import usable_cpus
 from weakseg.errors import BundleError, ConfigError, DataError, ModelFailedError
 from weakseg.manifest import INPUT
 
+FOLDED_LIMIT_BYTES = 128 * 2**20  # per node; the largest weight of ResNet38d is 75 MB in float32
+
 
 class OnnxRuntimeRunner:
     """One session per graph, all loaded at once. Thread-safe, as `InferenceSession.run` is.
@@ -92,6 +94,8 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; its warnings are about its own optimiser
+    # What is computed from constants alone is computed on loading: of a few hundred bytes, gigabytes. Known since 1.27.
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED_LIMIT_BYTES))
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     return options
 
