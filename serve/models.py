@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
-from weakseg.bundle import MANIFEST, find_version, natural_order
+from weakseg.bundle import find_version, natural_order, read_manifest
 from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError, WeaksegError
 from weakseg.manifest import manifest_from_bytes
 from weakseg.model import Model
@@ -82,8 +82,8 @@ def find_bundles(bundles: Sequence[Path], models: Path | None) -> list[BundleFol
 def _identity(path: Path) -> tuple[str, str]:
     """Name and version from the manifest; of a damaged one, which will fail to load, from the folder."""
     try:
-        manifest = manifest_from_bytes((path / MANIFEST).read_bytes(), str(path))
-    except (WeaksegError, OSError):
+        manifest = manifest_from_bytes(read_manifest(path), str(path))
+    except WeaksegError:
         return path.parent.name, path.name
     return manifest.name, manifest.version
 

@@ -53,7 +53,7 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self.threads = config.threads or usable_cpus()
-        load = load or partial(weakseg.load, runtime=config.runtime, threads=self.threads)
+        load = load or partial(weakseg.load, runtime=config.runtime, threads=self.threads, public_key=config.public_key)
         self.models = Models(folders, load, self._on_model_change)
         self.health = Health(self.models)
         self.pipeline = Pipeline(

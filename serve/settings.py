@@ -30,6 +30,7 @@ class ServeConfig:
     stream_in_flight: int = 8  # requests of one stream that are worked on at once
     threads: int | None = None  # for the network, and as many again for decoding and masks; None = all that may be used
     runtime: str = "onnxruntime"
+    public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
     max_message_bytes: int = 32 * 2**20  # largest request and response
     max_pixels: int = MAX_PIXELS  # an image with more is refused before it is decoded
     reflection: bool = False  # let grpcurl and others list the services

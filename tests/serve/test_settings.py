@@ -35,7 +35,7 @@ def test_the_environment_overrides_defaults():
 def test_every_field_can_come_from_the_environment():
     for field in dataclasses.fields(ServeConfig):
         default = getattr(ServeConfig(), field.name)
-        text = {"bundle": "", "models": "x", "threads": "1"}.get(field.name, str(default))
+        text = {"bundle": "", "models": "x", "threads": "1", "public_key": "x"}.get(field.name, str(default))
         config_from_env({f"WEAKSEG_{field.name.upper()}": text})
 
 
