@@ -41,8 +41,11 @@ class Signature:
     signature: str
 
 
-def keygen(path: Path) -> str:
-    """Write a new private key, which only its owner may read, and beside it the public one, *.pub; its fingerprint.
+def keygen(path: Path) -> tuple[Path, str]:
+    """Write a new private key, which only its owner may read, and beside it the public one, *.pub.
+
+    Returns:
+        The public key's path and fingerprint.
 
     Raises:
         ConfigError: one of the files exists, or cryptography is not installed.
@@ -67,7 +70,7 @@ def keygen(path: Path) -> str:
     public = key.public_key()
     pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     write_bytes_atomic(public_path, pem)
-    return fingerprint(public)
+    return public_path, fingerprint(public)
 
 
 def sign(manifest: bytes, private_key: Path) -> bytes:

@@ -18,5 +18,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def size_text(n_bytes: int) -> str:
+    """A file's size in MiB or KiB."""
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"
+
+
 def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell[0] in "+-.0123456789"
