@@ -214,13 +214,13 @@ def _limits(m: Manifest) -> str:
 
 def _data(m: Manifest) -> str:
     p = m.provenance
-    crf = "no CRF" if m.pseudo_label.crf is None else "a dense CRF"
-    refined = crf if m.walk is None else "a random walk"
+    crf = "not refined" if m.pseudo_label.crf is None else "refined by a dense CRF"
+    refined = crf if m.walk is None else "refined by a random walk"
     facts = [
         ("training images", "unknown number" if m.training is None else str(m.training.n_images)),
         ("licence of the training images", _md(m.licences.data)),
         ("licence of the weights that training started from", _md(m.licences.weights)),
-        ("method", f"{_md(m.method)}, maps by {_md(m.cam.method)}, refined by {refined}"),
+        ("method", f"{_md(m.method)}, maps by {_md(m.cam.method)}, {refined}"),
         ("recipe, seed", f"{_md(p.recipe or 'unknown')}, {'unknown' if p.seed is None else p.seed}"),
         (
             "made by",

@@ -1,4 +1,4 @@
-"""Write the toy bundle beside this file: python tests/data/make_toy_bundle.py
+"""Write the toy bundle of schema version 2 beside this file: python tests/data/make_toy_bundle.py
 
 Three classes, red, green and blue; the graphs look at colours only, so what they must answer has a closed form:
 
@@ -6,8 +6,10 @@ Three classes, red, green and blue; the graphs look at colours only, so what the
     cam_c = relu(m_c - m of the other two, summed)      (2 x that, of two views, in the multi-scale graph)
     score = largest value of cam_c (of one view)
     logit = 0.25 for background, cam_c for the classes
+    label = argmax of the logits, each cell's bilinearly brought to its 4 x 4 pixels
 
-It is also the golden file of schema version 1: it stays as it is when the schema moves on.
+bundles/toy/1 has the same graphs without labels. It was written by this script when the schema had version 1, and is
+the golden file of that: it stays as it is, as bundles_of_schema_2/toy/2 will when the schema moves on.
 """
 
 from __future__ import annotations
@@ -64,7 +66,11 @@ def cam_nodes(views: int) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 def model(nodes, weights, outputs: dict[str, list]) -> bytes:
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", "H", "W", 3])
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
+    kinds = {"labels": TensorProto.UINT8}
+    infos = [
+        helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+        for name, shape in outputs.items()
+    ]
     graph = helper.make_graph(nodes, "toy", [images], infos, weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, producer_name="weakseg")
     onnx.checker.check_model(made, full_check=True)
@@ -81,25 +87,43 @@ def classifier(views: int) -> bytes:
     return model(nodes, weights, {"scores": ["B", 3], "cam": ["B", 3, "h", "w"]})
 
 
-def segmentation() -> bytes:
+def segmentation(int8: bool) -> bytes:
+    """int8: what enters the convolution is rounded to 255ths. Pixels have such values, the means of cells need not."""
     nodes, weights = cam_nodes(1)
+    if int8:
+        conv = next(node for node in nodes if node.op_type == "Conv")
+        conv.input[0] = "rounded"
+        at = nodes.index(conv)
+        nodes[at:at] = [
+            helper.make_node("QuantizeLinear", ["cells", "scale", "zero_point"], ["bytes"]),
+            helper.make_node("DequantizeLinear", ["bytes", "scale", "zero_point"], ["rounded"]),
+        ]
+        weights.append(constant("zero_point", np.uint8(0)))
     nodes += [
         helper.make_node("ReduceMax", ["cam", "channel"], ["any"], keepdims=1),
         helper.make_node("Mul", ["any", "zero"], ["nothing"]),
         helper.make_node("Add", ["nothing", "background"], ["first"]),
         helper.make_node("Concat", ["first", "cam"], ["logits"], axis=1),
+        helper.make_node("Resize", ["logits", "", "four_times"], ["padded"], mode="linear"),
+        helper.make_node("Shape", ["images"], ["size"], start=1, end=3),
+        helper.make_node("Slice", ["padded", "corner", "size", "sides"], ["pixels"]),
+        helper.make_node("ArgMax", ["pixels"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.UINT8),
     ]
     weights += [
         constant("channel", np.array([1])),
         constant("zero", np.float32(0)),
         constant("background", np.float32(BACKGROUND_LOGIT)),
+        constant("four_times", np.array([1, 1, 4, 4], np.float32)),
+        constant("corner", np.array([0, 0])),
+        constant("sides", np.array([2, 3])),
     ]
-    return model(nodes, weights, {"logits": ["B", 4, "h", "w"]})
+    return model(nodes, weights, {"logits": ["B", 4, "h", "w"], "labels": ["B", "H", "W"]})
 
 
 MANIFEST = Manifest(
     name="toy",
-    version="1",
+    version="2",
     classes=CLASSES.names,
     palette=palette_for(CLASSES),
     input=InputPolicy(max_side=64),
@@ -107,7 +131,9 @@ MANIFEST = Manifest(
     graphs={
         "classifier": Graph("classifier.onnx", GRAPH_OUTPUTS["classifier"]),
         "classifier_multiscale": Graph("classifier_multiscale.onnx", GRAPH_OUTPUTS["classifier_multiscale"], views=2),
-        "segmentation": Graph("segmentation.onnx", GRAPH_OUTPUTS["segmentation"]),
+        "segmentation": Graph(
+            "segmentation.onnx", GRAPH_OUTPUTS["segmentation"], variants={"int8": "segmentation_int8.onnx"}
+        ),
     },
     presence=0.5,
     background=Threshold(0.4, "fixed", "set in the recipe"),
@@ -116,14 +142,33 @@ MANIFEST = Manifest(
     method="cam",
     provenance=Provenance(weakseg="0.1.0"),
     licences=Licences(data="none: no data was used", weights="Apache-2.0"),
+    metrics=(
+        {
+            "what": "segmentation",
+            "split": "val",
+            "tags": "none",
+            "threshold": None,
+            "crf": None,
+            "scales": [1.0],
+            "flip": False,
+            "n_images": 1,
+            "miou": 0.75,
+            "iou": {"background": 1.0, "red": 1.0, "green": 1.0, "blue": 0.0},
+        },
+    ),
+    parity=({"graph": "segmentation", "runtime": "onnxruntime", "precision": "int8", "logits": 0.01, "labels": 0.999},),
     training=TrainingStatistics(1, {"red": 1.0, "green": 0.0, "blue": 0.0}, 0.5, 0.0, {"red": 0.9, "green": None}),
 )
-FILES = {"classifier.onnx": 1, "classifier_multiscale.onnx": 2}
+FILES = {
+    "classifier.onnx": classifier(views=1),
+    "classifier_multiscale.onnx": classifier(views=2),
+    "segmentation.onnx": segmentation(int8=False),
+    "segmentation_int8.onnx": segmentation(int8=True),
+}
 
 
 def main() -> None:
-    files = {name: classifier(views) for name, views in FILES.items()} | {"segmentation.onnx": segmentation()}
-    print(bundle.write(Path(__file__).parent / "bundles", MANIFEST, files))
+    print(bundle.write(Path(__file__).parent / "bundles_of_schema_2", MANIFEST, FILES).folder)
 
 
 if __name__ == "__main__":
