@@ -11,12 +11,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import weakseg
+from weakseg import bundle
 from weakseg.bundle import check_graph, find_version, natural_order, open_bundle, write
 from weakseg.classes import ClassTable
 from weakseg.errors import BundleError, ConfigError
 from weakseg.manifest import manifest_from_bytes, manifest_to_bytes, palette_for
+from weakseg.segmentation import labels_from_logits
 
-TOY = Path(__file__).parents[1] / "data" / "bundles" / "toy" / "1"
+DATA = Path(__file__).parents[1] / "data"
+TOY = DATA / "bundles" / "toy" / "1"
+TOY_2 = DATA / "bundles_of_schema_2" / "toy" / "2"
 
 
 @pytest.fixture
@@ -54,6 +59,17 @@ def test_golden_bundle_of_schema_1():
     assert opened.graph_paths()["segmentation"].is_file()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_golden_bundle_of_schema_2(precision, colours):
+    """The graph's labels are those that its own logits give."""
+    with weakseg.load(TOY_2, precision=precision, threads=1) as model:
+        assert model.manifest.parity[0]["precision"] == "int8"
+        assert model.segment(colours).legend().keys() == {"red", "green", "blue"}
+        outputs = model.runner.run("segmentation", colours[None, :39, :53])
+    assert outputs["labels"].dtype == np.uint8
+    assert np.array_equal(outputs["labels"][0], labels_from_logits(outputs["logits"][0], 39, 53))
+
+
 def test_a_precision_falls_back_to_fp32_graph_by_graph(toy):
     edit(toy, lambda m: m["files"].update({"small.onnx": ""}))
     rehash(toy, "small.onnx", (TOY / "segmentation.onnx").read_bytes())
@@ -80,16 +96,21 @@ def test_write_is_deterministic_and_reads_back(tmp_path):
     made = write(tmp_path, manifest, files)
     assert made.folder == tmp_path / "toy" / "1"
     assert made.sha256 == open_bundle(made.folder).sha256
-    assert write(tmp_path, manifest, files).sha256 == made.sha256  # over itself
+    content = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    assert content.keys() == {"manifest.json", "README.md", *files}
+    write(tmp_path, manifest, {"README.md": b"an older card"} | files)  # over itself
+    assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == content
     assert [p.name for p in (tmp_path / "toy").iterdir()] == ["1"]
 
 
-def test_wrong_hash(toy):
-    data = bytearray((toy / "segmentation.onnx").read_bytes())
+@pytest.mark.parametrize("name", ["segmentation.onnx", "segmentation_int8.onnx", "classifier.onnx", "README.md"])
+def test_wrong_hash(tmp_path, name):
+    folder = Path(shutil.copytree(TOY_2, tmp_path / "2"))
+    data = bytearray((folder / name).read_bytes())
     data[100] ^= 1
-    (toy / "segmentation.onnx").write_bytes(data)
-    with pytest.raises(BundleError, match=r"segmentation.onnx is damaged: expected sha256 .* got .*: copy"):
-        open_bundle(toy)
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{name} is damaged: expected sha256 .* got .*: copy"):
+        open_bundle(folder)
 
 
 def test_missing_file(toy):
@@ -116,6 +137,69 @@ def test_link_out_of_the_bundle(toy, tmp_path):
         open_bundle(toy)
 
 
+def test_manifest_that_is_a_link_out_of_the_bundle(toy, tmp_path):
+    shutil.move(toy / "manifest.json", tmp_path / "manifest.json")
+    (toy / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        open_bundle(toy)
+
+
+def test_link_to_a_folder_outside(toy, tmp_path):
+    (tmp_path / "outside").mkdir()
+    shutil.copy(toy / "segmentation.onnx", tmp_path / "outside" / "a.onnx")
+    (toy / "inner").symlink_to(tmp_path / "outside")
+    edit(toy, lambda m: m["files"].update({"inner/a.onnx": m["files"]["segmentation.onnx"]}))
+    with pytest.raises(BundleError, match="link out of the bundle"):
+        open_bundle(toy)
+
+
+@pytest.mark.parametrize("name", ["segmentation.onnx", "manifest.json"])
+def test_a_terabyte_is_refused_unread(toy, name):
+    with (toy / name).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match=rf"{name}: expected at most \d+ bytes, got {2**40}"):
+        open_bundle(toy)
+
+
+def test_the_limit_is_of_all_files_together(toy, monkeypatch):
+    sizes = [path.stat().st_size for path in toy.glob("*.onnx")]
+    monkeypatch.setattr(bundle, "LIMIT_BYTES", sum(sizes))
+    open_bundle(toy)
+    monkeypatch.setattr(bundle, "LIMIT_BYTES", sum(sizes) - 1)
+    with pytest.raises(BundleError, match="expected at most"):
+        open_bundle(toy)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file(toy, make):
+    (toy / "classifier.onnx").unlink()
+    make(toy / "classifier.onnx")
+    with pytest.raises(BundleError, match="expected a file, got a folder, pipe or device"):
+        open_bundle(toy)
+
+
+def test_an_archive(toy, tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "toy"), "zip", toy)
+    with pytest.raises(BundleError, match=r"expected the folder of a model bundle, got the file .*toy.zip: unpack it"):
+        open_bundle(packed)
+
+
+def test_a_graph_under_another_suffix(toy):
+    """onnxruntime opens it all the same, so it must not escape the check."""
+    rehash(toy, "classifier.bin", (toy / "classifier.onnx").read_bytes())
+    edit(toy, lambda m: m["graphs"]["classifier"].update(file="classifier.bin"))
+    with pytest.raises(BundleError, match=r"expected a file \*.onnx, got 'classifier.bin'"):
+        open_bundle(toy)
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a"])
+def test_a_variant_is_checked_too(toy, data):
+    rehash(toy, "small.onnx", data)
+    edit(toy, lambda m: m["graphs"]["segmentation"].update(variants={"int8": "small.onnx"}))
+    with pytest.raises(BundleError, match=r"small.onnx: expected an ONNX model"):
+        open_bundle(toy)
+
+
 def test_unlisted_graph(toy):
     (toy / "extra.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"extra.onnx is a graph that the manifest does not list"):
@@ -135,6 +219,33 @@ def test_custom_operator(toy):
     custom = graph([helper.make_node("Steal", ["images"], ["logits"], domain="evil")], domain="evil")
     rehash(toy, "segmentation.onnx", custom.SerializeToString())
     with pytest.raises(BundleError, match="custom operators are refused, got evil::Steal"):
+        open_bundle(toy)
+
+
+def test_sparse_tensor(toy):
+    """200 bytes, which a runtime would make as many gigabytes as the dimensions say."""
+    weights = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.ones(1, np.float32), "w"),
+        indices=numpy_helper.from_array(np.zeros(1, np.int64), "where"),
+        dims=[2**40],
+    )
+    made = graph()
+    made.graph.sparse_initializer.append(weights)
+    rehash(toy, "segmentation.onnx", made.SerializeToString())
+    with pytest.raises(BundleError, match="functions and sparse tensors are refused, got a sparse tensor"):
+        open_bundle(toy)
+
+
+def test_function(toy):
+    """n functions that each call the one before twice are 2^n nodes."""
+    made = graph()
+    made.functions.append(
+        helper.make_function(
+            "", "F", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], [helper.make_opsetid("", 18)]
+        )
+    )
+    rehash(toy, "segmentation.onnx", made.SerializeToString())
+    with pytest.raises(BundleError, match="got the function F: inline it"):
         open_bundle(toy)
 
 
@@ -251,8 +362,12 @@ def test_write_refuses_what_open_would_refuse(tmp_path):
     files = {name: (TOY / name).read_bytes() for name in manifest.files}
     with pytest.raises(BundleError, match="expected an ONNX model"):
         write(tmp_path, manifest, files | {"segmentation.onnx": b"nothing"})
-    with pytest.raises(BundleError, match="not to be trusted"):
-        write(tmp_path, manifest, files | {"../out.txt": b""})
+    for name in ("../out.txt", "/out.txt", "a/../../out.txt"):
+        with pytest.raises(BundleError, match="not to be trusted"):
+            write(tmp_path, manifest, files | {name: b""})
+    for name in ("manifest.json", "manifest.sig"):
+        with pytest.raises(BundleError, match="not files of a bundle but about them"):
+            write(tmp_path, manifest, files | {name: b""})
     with pytest.raises(BundleError, match="name must be letters"):
         write(tmp_path, replace(manifest, name="a/b"), files)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))

@@ -1,4 +1,5 @@
 import contextlib
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 
+from weakseg import onnx_wire
 from weakseg.onnx_wire import WireError, read_content
+
+GRAPHS = sorted((Path(__file__).parents[1] / "data").rglob("*.onnx"))
 
 
 def tensor(name: str, external: bool = False) -> TensorProto:
@@ -62,6 +66,13 @@ def test_external_sparse_tensor():
     made = model()
     made.graph.sparse_initializer.append(sparse)
     assert read(made).external == ["values"]
+    assert read(made).n_sparse == 1
+
+
+def test_sparse_constant():
+    sparse = onnx.SparseTensorProto(values=tensor("values"), indices=tensor("indices"))
+    made = model([helper.make_node("Constant", [], ["y"], sparse_value=sparse)])
+    assert read(made).n_sparse == 1
 
 
 def test_custom_operator():
@@ -105,6 +116,20 @@ def test_field_number_beyond_29_bits():
         read_content(bytes([0xBA, 0x80, 0x80, 0x80, 0x10, 0]))
 
 
+def test_small_fields_without_end(monkeypatch):
+    """Skipping a field costs the same however small it is: a gigabyte of the smallest would be read for hours."""
+    monkeypatch.setattr(onnx_wire, "_MAX_FIELDS", 1000)
+    full = model().SerializeToString()
+    assert read_content(full + bytes([8, 1]) * 900).inputs == ["x"]
+    with pytest.raises(WireError, match="more than 1000 fields"):
+        read_content(full + bytes([8, 1]) * 1000)
+
+
+def test_a_name_of_a_megabyte():
+    with pytest.raises(WireError, match="a name of 1048576 bytes"):
+        read(model([helper.make_node("R" * 2**20, ["x"], ["y"])]))
+
+
 @given(st.data())
 def test_cut_short_never_passes(data):
     full = model(initializers=[tensor("w")]).SerializeToString()
@@ -120,3 +145,17 @@ def test_cut_short_never_passes(data):
 def test_any_bytes_are_read_or_refused(data):
     with contextlib.suppress(WireError):
         read_content(data)
+
+
+@given(st.data())
+def test_a_damaged_graph_is_read_or_refused(data):
+    """Real graphs with bytes replaced, put in and taken out, which meets every branch more often than any bytes do."""
+    damaged = bytearray(data.draw(st.sampled_from(GRAPHS)).read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        content = read_content(bytes(damaged))
+    except WireError:
+        return
+    assert content.n_fields <= len(damaged)
