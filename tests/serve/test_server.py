@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve import commands
 from serve.logs import JsonFormatter, TextFormatter
+from serve.models import BundleFolder, ModelState
+from serve.server import Server
+from serve.settings import ServeConfig
+from weakseg import signature
 from weakseg.cli import main
 from weakseg.errors import ConfigError
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -189,3 +194,21 @@ def test_log_lines():
     first, *trace = TextFormatter().format(record).split("\n")
     assert first.endswith('info serve: said so request_id="a\\nforged line" ms=1.5')
     assert trace[-1] == "ValueError: why"
+
+
+async def test_a_bundle_without_the_signature_is_failed_and_says_why(toy_bundle, tmp_path):
+    public, _ = signature.keygen(tmp_path / "signing.pem")
+    signed = shutil.copytree(toy_bundle, tmp_path / "signed")
+    made = signature.sign((signed / "manifest.json").read_bytes(), tmp_path / "signing.pem")
+    (signed / "manifest.sig").write_bytes(made)
+    folders = [BundleFolder("signed", "1", signed), BundleFolder("unsigned", "1", toy_bundle)]
+    config = ServeConfig(host="127.0.0.1", port=0, metrics_port=0, threads=1, public_key=public)
+    server = Server(config, folders)
+    await server.start()
+    try:
+        await server.wait_loaded()
+        ready, failed = server.models.entries()
+    finally:
+        await server.stop(delay_s=0.0, grace_s=LONG_S)
+    assert (ready.state, failed.state) == (ModelState.READY, ModelState.FAILED)
+    assert "expected manifest.sig by a key in" in failed.failure
