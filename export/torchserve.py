@@ -14,7 +14,7 @@ from typing import Any
 
 from export import torchserve_handler
 from export.torchserve_handler import BUNDLE
-from weakseg.bundle import MANIFEST, Bundle, open_bundle
+from weakseg.bundle import MANIFEST, SIGNATURE, Bundle, open_bundle
 from weakseg.errors import BundleError
 from weakseg.files import write_bytes_atomic
 
@@ -55,7 +55,8 @@ def archive_from_bundle(opened: Bundle) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, data in _small_files(opened).items():
             archive.writestr(_entry(name), data)
-        for name in sorted((MANIFEST, *opened.manifest.files)):
+        signed = [SIGNATURE] if (opened.folder / SIGNATURE).exists() else []
+        for name in sorted((MANIFEST, *signed, *opened.manifest.files)):
             archive.writestr(_entry(f"{BUNDLE}/{name}"), (opened.folder / name).read_bytes())
     return buffer.getvalue()
 

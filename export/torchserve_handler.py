@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Handler:
-    """One worker. WEAKSEG_RUNTIME, WEAKSEG_PRECISION and WEAKSEG_THREADS are the arguments of `weakseg.load`."""
+    """One worker. WEAKSEG_RUNTIME, _PRECISION, _THREADS and _PUBLIC_KEY are the arguments of `weakseg.load`."""
 
     def initialize(self, context: Any) -> None:
         """Open the bundle; its errors end the worker, and stand in its log."""
@@ -140,7 +140,7 @@ def _mask(result: Result, kind: MaskKind, form: Format) -> dict[str, Any]:
 
 
 def _settings(env: Mapping[str, str]) -> dict[str, Any]:
-    kinds: dict[str, Callable[[str], Any]] = {"runtime": str, "precision": str, "threads": int}
+    kinds: dict[str, Callable[[str], Any]] = {"runtime": str, "precision": str, "threads": int, "public_key": Path}
     named = {name: f"WEAKSEG_{name.upper()}" for name in kinds}
     return {name: kinds[name](env[variable]) for name, variable in named.items() if variable in env}
 
