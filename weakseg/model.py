@@ -328,21 +328,28 @@ class Model:
 
 
 def load(
-    bundle: str | Path, *, runtime: str = "onnxruntime", precision: Precision = "fp32", threads: int | None = None
+    bundle: str | Path,
+    *,
+    runtime: str = "onnxruntime",
+    provider: str | None = None,
+    precision: Precision = "fp32",
+    threads: int | None = None,
 ) -> Model:
     """Open a model bundle, verify it, and make it ready to run.
 
     Args:
         bundle: folder of the bundle, of a model (the latest version), or of exactly one model.
         runtime: what executes it, see `weakseg.runners`.
+        provider: what the runtime executes it on, e.g. cuda of onnxruntime; None = the runtime's own choice.
         precision: of the graphs that have it; others stay fp32.
         threads: cores to use; None = all that this process may use.
     Raises:
-        BundleError: missing, damaged or refused. ConfigError: the runtime is unknown or not installed, or the
-            bundle does not have the precision.
+        BundleError: missing, damaged or refused. ConfigError: the runtime or provider is unknown or not installed,
+            or the bundle does not have the precision.
     """
     opened = open_bundle(bundle)
-    return Model(opened, open_runner(opened.graph_paths(precision), runtime=runtime, threads=threads))
+    runner = open_runner(opened.graph_paths(precision), runtime=runtime, provider=provider, threads=threads)
+    return Model(opened, runner)
 
 
 def rgb_from_pixels(source: Image | NDArray[Any]) -> NDArray[np.uint8]:
