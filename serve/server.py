@@ -42,7 +42,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = `weakseg.load` with the configured runtime and threads.
+    load: opens a bundle; None = `weakseg.load` with the configured runtime, provider and threads.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self.threads = config.threads or usable_cpus()
-        load = load or partial(weakseg.load, runtime=config.runtime, threads=self.threads)
+        load = load or partial(weakseg.load, runtime=config.runtime, provider=config.provider, threads=self.threads)
         self.models = Models(folders, load, self._on_model_change)
         self.health = Health(self.models)
         self.pipeline = Pipeline(
