@@ -11,7 +11,7 @@ TORCHSERVE := .venv-torchserve
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve check format bench bench-crf bench-random-walk bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve check format bench bench-crf bench-random-walk bench-runtime bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,13 +63,17 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-crf bench-random-walk bench-seam bench-stages  ## every benchmark that runs on a CPU
+bench: bench-crf bench-random-walk bench-runtime bench-seam bench-stages  ## every benchmark that runs on a CPU
 
 bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 	$(BIN)/python -m benchmarks.crf $(RUN)
 
 bench-random-walk: $(STAMP)  ## the sparse random walk against the dense form
 	$(BIN)/python -m benchmarks.random_walk
+
+bench-runtime: $(STAMP)  ## ONNX Runtime against torch and OpenVINO (`.[openvino]` first); memory over sizes of images
+	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime
+	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime_memory
 
 bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 	$(BIN)/python -m benchmarks.seam

@@ -42,7 +42,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = `weakseg.load` with the configured runtime and threads.
+    load: opens a bundle; None = `weakseg.load` with the configured runtime, provider and threads.
     """
 
     def __init__(
@@ -53,7 +53,14 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self.threads = config.threads or usable_cpus()
-        load = load or partial(weakseg.load, runtime=config.runtime, threads=self.threads, public_key=config.public_key)
+        load = load or partial(
+            weakseg.load,
+            runtime=config.runtime,
+            provider=config.provider,
+            precision=config.precision,
+            threads=self.threads,
+            public_key=config.public_key,
+        )
         self.models = Models(folders, load, self._on_model_change)
         self.health = Health(self.models)
         self.pipeline = Pipeline(

@@ -344,6 +344,7 @@ def load(
     bundle: str | Path,
     *,
     runtime: str = "onnxruntime",
+    provider: str | None = None,
     precision: Precision = "fp32",
     threads: int | None = None,
     public_key: str | Path | None = None,
@@ -353,15 +354,17 @@ def load(
     Args:
         bundle: folder of the bundle, of a model (the latest version), or of exactly one model.
         runtime: what executes it, see `weakseg.runners`.
+        provider: what the runtime executes it on, e.g. cuda of onnxruntime; None = the runtime's own choice.
         precision: of the graphs that have it; others stay fp32.
         threads: cores to use; None = all that this process may use.
         public_key: PEM file of the keys of which one must have signed the bundle; None = it need not be signed.
     Raises:
-        BundleError: missing, damaged, not signed by such a key, or refused. ConfigError: the runtime is unknown or not
-            installed, the bundle does not have the precision, or the key cannot be used.
+        BundleError: missing, damaged, not signed by such a key, or refused. ConfigError: the runtime or provider is
+            unknown or not installed, the bundle does not have the precision, or the key cannot be used.
     """
     opened = open_bundle(bundle, public_key=public_key)
-    return Model(opened, open_runner(opened.graph_paths(precision), runtime=runtime, threads=threads))
+    runner = open_runner(opened.graph_paths(precision), runtime=runtime, provider=provider, threads=threads)
+    return Model(opened, runner)
 
 
 def rgb_from_pixels(source: Image | NDArray[Any]) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ def test_the_environment_overrides_defaults():
             "WEAKSEG_MAX_DELAY_MS": "0.5",
             "WEAKSEG_REFLECTION": "true",
             "WEAKSEG_THREADS": "2",
+            "WEAKSEG_PROVIDER": "cuda",
             "WEAKSEG_MODELS": "/models",
             "WEAKSEG_BUNDLE": "a/1:b/2",
             "WEAKSEG_LOG_FORMAT": "text",
@@ -25,6 +26,7 @@ def test_the_environment_overrides_defaults():
         max_delay_ms=0.5,
         reflection=True,
         threads=2,
+        provider="cuda",
         models=Path("/models"),
         bundle=(Path("a/1"), Path("b/2")),
         log_format="text",
@@ -35,7 +37,8 @@ def test_the_environment_overrides_defaults():
 def test_every_field_can_come_from_the_environment():
     for field in dataclasses.fields(ServeConfig):
         default = getattr(ServeConfig(), field.name)
-        text = {"bundle": "", "models": "x", "threads": "1", "public_key": "x"}.get(field.name, str(default))
+        special = {"bundle": "", "models": "x", "threads": "1", "public_key": "x", "provider": "cpu"}
+        text = special.get(field.name, str(default))
         config_from_env({f"WEAKSEG_{field.name.upper()}": text})
 
 

@@ -9,7 +9,7 @@ from weakseg.bundle import open_bundle
 from weakseg.cpu import usable_cpus
 from weakseg.errors import BundleError, ConfigError, DataError, ModelFailedError
 from weakseg.runners import open_runner
-from weakseg.runners.onnxruntime import OnnxRuntimeRunner
+from weakseg.runners.onnxruntime import PROVIDERS, OnnxRuntimeRunner
 
 GRAPHS = open_bundle(Path(__file__).parents[1] / "data" / "bundles" / "toy").graph_paths()
 
@@ -83,20 +83,75 @@ def test_only_the_outputs_that_are_asked_for(runner):
 def test_unknown_runtime_provider_and_threads():
     with pytest.raises(ConfigError, match="unknown runtime 'abacus'"):
         open_runner(GRAPHS, runtime="abacus")
-    with pytest.raises(ConfigError, match="NoSuchProvider is not in this onnxruntime, which has .*CPU"):
-        OnnxRuntimeRunner(GRAPHS, provider="NoSuchProvider")
+    with pytest.raises(
+        ConfigError, match="unknown provider 'rocm' of onnxruntime: expected one of cpu, cuda, tensorrt"
+    ):
+        open_runner(GRAPHS, provider="rocm")
     with pytest.raises(ConfigError, match="threads must be at least 1"):
         OnnxRuntimeRunner(GRAPHS, threads=0)
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_build_without_the_provider(provider, monkeypatch):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        ConfigError, match=r'is not in this onnxruntime, which has CPUExec.*pip install "weakseg\[gpu\]"'
+    ):
+        open_runner(GRAPHS, provider=provider)
+
+
 def test_fallback_is_an_error(monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)  # prints what it does not find
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     with (
         pytest.raises(ConfigError, match="to run on CUDAExecutionProvider, got CPUExecutionProvider"),
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
     ):
-        OnnxRuntimeRunner(GRAPHS, provider="CUDAExecutionProvider")
+        OnnxRuntimeRunner(GRAPHS, provider="cuda")
+
+
+def test_io_binding_gives_the_same(runner, monkeypatch):
+    batch = images(2, 20, 30)[:, ::2]
+    expected = runner.run("classifier", batch)
+    monkeypatch.setattr(runner, "_bind", True)
+    for outputs in (None, ["cam"]):
+        got = runner.run("classifier", batch, outputs)
+        assert list(got) == (outputs or list(expected))
+        for name, value in got.items():
+            np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_computes_what_the_cpu_computes(runner, provider):
+    """By IO binding, which is how devices are used. TensorRT rounds to TF32 unless NVIDIA_TF32_OVERRIDE=0 is set."""
+    made = open_runner(GRAPHS, provider=provider)
+    assert made.provider == PROVIDERS[provider][0][0]
+    tolerance = 1e-4 if provider == "cuda" else 2e-2
+    for graph in GRAPHS:
+        for shape in ((1, 20, 30), (3, 33, 31)):
+            got, expected = made.run(graph, images(*shape)), runner.run(graph, images(*shape))
+            assert list(got) == list(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, atol=tolerance * max(1, np.abs(value).max()))
+
+
+@pytest.mark.gpu
+def test_io_binding_gives_the_same_on_a_gpu(monkeypatch):
+    made = open_runner(GRAPHS, provider="cuda")
+    bound = made.run("segmentation", images(2, 20, 30))["logits"]
+    monkeypatch.setattr(made, "_bind", False)
+    np.testing.assert_allclose(made.run("segmentation", images(2, 20, 30))["logits"], bound, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_threads_share_a_gpu(runner):
+    made = open_runner(GRAPHS, provider="cuda")
+    batch = images(8, 16, 16)
+    with ThreadPoolExecutor(4) as pool:
+        parallel = list(pool.map(lambda image: made.run("classifier", image[None])["cam"][0], batch))
+    np.testing.assert_allclose(np.stack(parallel), runner.run("classifier", batch)["cam"], rtol=1e-4, atol=1e-4)
 
 
 def test_damaged_graph(tmp_path):

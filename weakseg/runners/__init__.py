@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError
 
-RUNTIMES = ("onnxruntime",)
+RUNTIMES = ("onnxruntime", "openvino")
 
 
 class Runner(Protocol):
@@ -41,10 +41,26 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-def open_runner(graphs: Mapping[str, Path], *, runtime: str = "onnxruntime", threads: int | None = None) -> Runner:
-    """The runner of a runtime over graph files (already verified). `threads` None = what this process may use."""
+def open_runner(
+    graphs: Mapping[str, Path], *, runtime: str = "onnxruntime", provider: str | None = None, threads: int | None = None
+) -> Runner:
+    """The runner of a runtime over graph files (already verified).
+
+    Args:
+        provider: what executes, where a runtime can choose: onnxruntime's cpu, cuda or tensorrt; None = its own choice,
+            the CPU.
+        threads: None = what this process may use.
+    Raises:
+        ConfigError: an unknown runtime or provider, or one that is not installed. BundleError: a graph is refused.
+    """
     if runtime == "onnxruntime":
         from weakseg.runners.onnxruntime import OnnxRuntimeRunner
 
-        return OnnxRuntimeRunner(graphs, threads=threads)
+        return OnnxRuntimeRunner(graphs, threads=threads, provider=provider or "cpu")
+    if runtime == "openvino":
+        from weakseg.runners.openvino import OpenVinoRunner
+
+        if provider not in (None, "cpu"):
+            raise ConfigError(f"runtime openvino executes on the cpu, got provider {provider!r}: leave it out")
+        return OpenVinoRunner(graphs, threads=threads)
     raise ConfigError(f"unknown runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
