@@ -16,6 +16,10 @@ from weakseg.run_folder import read_json
 
 
 def main(argv: Sequence[str]) -> int:
+    if {"tensorrt", "tensorrt-rtx"} & {arg.removeprefix("--target=") for arg in argv}:
+        from export import engine_commands  # of a bundle that is there already; needs no torch
+
+        return engine_commands.main(argv)
     args = _parser().parse_args(argv)
     if args.target == "torchserve":
         return _export_archive(args)
