@@ -3,7 +3,7 @@
 TensorRT 10 can also be told to choose types by itself (builder flags FP16, BF16, INT8); 11 and RTX cannot, and compute
 what the graph says ("strongly typed"). All are asked for the latter here: so an engine has the precision of its graph,
 which the export has proven, on every GPU and in every version. An INT8 graph has QuantizeLinear and DequantizeLinear
-around what is quantised, symmetric and signed; TensorRT knows no other.
+around what is quantised.
 https://docs.nvidia.com/deeplearning/tensorrt/latest/api/migration/tensorrt-10x-to-11x.html
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.dense_labels import dense_labels
+from export.symmetric_int8 import symmetric_int8
 from weakseg.engines import Platform, Profile
 from weakseg.errors import ConfigError, WeaksegError
 from weakseg.files import write_bytes_atomic
@@ -57,7 +58,7 @@ def engine_from_onnx(
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))  # 11 ignores it
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(dense_labels(data)):
+    if not parser.parse(symmetric_int8(dense_labels(data))):
         why = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.last
         raise WeaksegError(f"graph {graph} is not one that {platform.library} {platform.version} takes: {why}")
     config = builder.create_builder_config()

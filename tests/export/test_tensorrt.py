@@ -19,6 +19,7 @@ from export import engine_commands, parity
 from export.dense_labels import dense_labels
 from export.engine_from_onnx import engine_from_onnx, profile_from_policy
 from export.labels_output import with_labels
+from export.symmetric_int8 import symmetric_int8
 from weakseg.cli import main
 from weakseg.engines import Platform
 from weakseg.errors import ConfigError, ParityError, WeaksegError
@@ -111,6 +112,60 @@ def test_a_graph_without_labels_is_left_alone(exported_toys):
     assert dense_labels(exported_toys["classifier"]) == exported_toys["classifier"]
 
 
+def quantised(scale: float, zero: np.generic) -> bytes:
+    """logits = a convolution of quantised pixels with int8 weights 0.01 and int32 biases 2 * scale / 100."""
+    stored = {
+        "scale": np.float32(scale),
+        "zero": zero,
+        "weights": np.ones((2, 3, 1, 1), np.int8),
+        "weights_scale": np.full(2, 0.01, np.float32),
+        "weights_zero": np.zeros(2, np.int8),
+        "bias": np.full(2, 2, np.int32),
+        "bias_scale": np.full(2, scale / 100, np.float32),
+        "offset": np.float32(100),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["planes", "offset"], ["centred"]),
+        helper.make_node("QuantizeLinear", ["centred", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["weights", "weights_scale", "weights_zero"], ["w"], axis=0),
+        helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["b"], axis=0),
+        helper.make_node("Conv", ["x", "w", "b"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "quantised",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", "H", "W", 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", 2, "h", "w"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+# Pixels minus 100 lie in [-100, 155], which each of these holds.
+ZEROS = [(1.0, np.uint8(100)), (1.25, np.uint8(124)), (1.0, np.int8(-28)), (1.25, np.int8(0))]
+
+
+@pytest.mark.parametrize(("scale", "zero"), ZEROS)
+def test_symmetric_quantisation_keeps_the_range(scale, zero):
+    """Each of three colours may differ by half a step of either scale."""
+    data = quantised(scale, zero)
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    before, after = run(data, images)["logits"], run(symmetric_int8(data), images)["logits"]
+    farthest = max(np.iinfo(zero.dtype).max - int(zero), int(zero) - np.iinfo(zero.dtype).min) if zero else 127
+    steps = scale * (1 + farthest / 127) / 2
+    assert np.abs(before - after).max() <= 0.01 * 3 * steps + 1e-5
+    types = {t.name: t.data_type for t in onnx.load_from_string(symmetric_int8(data)).graph.initializer}
+    quantizers = [n for n in onnx.load_from_string(symmetric_int8(data)).graph.node if "Linear" in n.op_type]
+    assert {types[node.input[2]] for node in quantizers} == {TensorProto.INT8} and len(quantizers) == 3
+
+
+def test_a_graph_that_quantises_nothing_is_left_alone(exported_toys):
+    assert symmetric_int8(exported_toys["classifier"]) == exported_toys["classifier"]
+
+
 class Doubled:
     """A runner whose maps are twice what they should be."""
 
@@ -198,8 +253,15 @@ def test_an_engine_computes_in_the_types_of_its_graph(rtx, l4, kind):
 
 
 @needs_rtx
+@pytest.mark.parametrize(("scale", "zero"), ZEROS)
+def test_int8_graphs_are_built(rtx, l4, scale, zero):
+    assert engine_from_onnx(rtx, "segmentation", quantised(scale, zero), PROFILE, l4)
+
+
+@needs_rtx
 def test_what_is_no_graph_is_refused(rtx, l4, monkeypatch):
     monkeypatch.setattr("export.engine_from_onnx.dense_labels", lambda data: data)
+    monkeypatch.setattr("export.engine_from_onnx.symmetric_int8", lambda data: data)
     with pytest.raises(WeaksegError, match=r"graph classifier is not one that tensorrt_rtx 1\..* takes: .*parse"):
         engine_from_onnx(rtx, "classifier", b"nothing", PROFILE, l4)
 
