@@ -5,6 +5,7 @@ That they compute what torch does is proven on a GPU: `make test-gpu`, or `pytes
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import numpy as np
@@ -287,12 +288,14 @@ def why_not(library: str) -> str | None:
     return None
 
 
-@pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
+def unless_missing(library: str):
+    reason = why_not(library)
+    return pytest.param(library, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+
+
+@pytest.fixture(params=[unless_missing("tensorrt"), unless_missing("tensorrt_rtx")])
 def library(request):
-    reason = why_not(request.param)
-    if reason:
-        pytest.skip(reason)
-    return pytest.importorskip(request.param)
+    return importlib.import_module(request.param)
 
 
 @pytest.fixture
