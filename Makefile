@@ -5,13 +5,14 @@ BUNDLE ?= $(firstword $(wildcard $(RUN)/bundle) tests/data/bundles/toy)
 
 VENV := .venv
 BIN := $(VENV)/bin
+GPU := .venv-gpu
 STAMP := $(VENV)/.installed
 TORCHSERVE := .venv-torchserve
 # Two busy cores and many OpenMP pools are slow together; tests compute little.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve check format bench bench-crf bench-random-walk bench-runtime bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,19 @@ torchserve: $(TORCHSERVE)/.installed  ## serve BUNDLE=runs/demo/bundle by TorchS
 
 test-torchserve: $(STAMP) $(TORCHSERVE)/.installed  ## the archive in a real TorchServe; needs Java
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/export/test_torchserve_slow.py
+
+# An environment of its own: onnxruntime-gpu takes onnxruntime's place.
+$(GPU)/.installed: pyproject.toml constraints.txt
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorrt]'
+	$(GPU)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu[cuda,cudnn]'
+	@touch $@
+
+test-gpu: $(GPU)/.installed  ## on a machine with an NVIDIA GPU: its tests, and TensorRT beside onnxruntime with BUNDLE
+	$(TEST_ENV) $(GPU)/bin/python -m pytest -m gpu
+	$(GPU)/bin/python -m benchmarks.tensorrt "$(BUNDLE)"
 
 check: $(STAMP)  ## format, lint, types, import rules, stubs, contract; changes nothing
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from weakseg.errors import UsageError
@@ -16,6 +17,11 @@ from weakseg.run_folder import read_json
 
 
 def main(argv: Sequence[str]) -> int:
+    named = {arg.replace("=", " ", 1) for arg in (*argv, *map(" ".join, pairwise(argv)))}
+    if {"--target tensorrt", "--target tensorrt-rtx"} & named:
+        from export import engine_commands  # with arguments of its own, of a bundle that is there; needs no torch
+
+        return engine_commands.main(argv)
     args = _parser().parse_args(argv)
     if args.target == "torchserve":
         return _export_archive(args)
@@ -76,9 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--target",
-        choices=("bundle", "torchserve"),
+        choices=("bundle", "torchserve", "tensorrt", "tensorrt-rtx"),
         default="bundle",
-        help="torchserve: write <output>/<name>-<version>.mar of the bundle that RUN is or has (default: bundle)",
+        help="torchserve: write <output>/<name>-<version>.mar of the bundle that RUN is or has; tensorrt, "
+        "tensorrt-rtx: its engines for this GPU, see --target tensorrt --help (default: bundle)",
     )
     parser.add_argument("--output", type=Path, default=Path("models"), help="folder of models (default: models)")
     parser.add_argument("--name", help="of the model (default: the recipe's)")

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from weakseg.cam import labels_from_cam, normalise
 from weakseg.errors import ParityError
@@ -19,6 +17,9 @@ from weakseg.manifest import Precision
 from weakseg.runners import Runner, open_runner
 from weakseg.segmentation import labels_from_logits
 from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, TOLERANCES, Tolerance
+
+if TYPE_CHECKING:
+    from torch import nn  # engines are built, and compared with onnxruntime, where there is no torch
 
 EDGE_SIZES = ((1, 1), (31, 32), (32, 33), (33, 31), (1, 2000), (2000, 1))  # no cell, stride ± 1, one line
 BATCHED_SIZE = (33, 31)
@@ -86,37 +87,67 @@ def check(
     Raises:
         ParityError: a difference beyond the tolerance, or outputs of another name, shape or that are not finite.
     """
-    tolerance = TOLERANCES[precision]
     runner = open_runner({graph: path}, runtime=runtime)
-    worst: dict[str, Difference] = {}
-    agreeing = compared = n_cases = 0
     try:
-        for batch in batches(images):
-            n_cases += 1
-            size = "x".join(map(str, batch.shape[:3]))
-            expected = _outputs(module, batch)
-            got = runner.run(graph, batch)
-            full_size = got.pop("labels", None)
-            _check_form(graph, size, expected, got)
-            views = getattr(module, "n_views", 1)
-            mean = _mean_over_views(got, views)
-            found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
-            if not all(difference.ok for difference in found):
-                expected = _exact(module, batch, expected)
-                found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
-            found += _alone(runner, graph, batch, got, size)
-            for difference in found:
-                _raise_beyond(graph, difference)
-                if difference.output not in worst or difference.got > worst[difference.output].got:
-                    worst[difference.output] = difference
-            labels = [*zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True)]
-            if full_size is not None:
-                labels += zip(_full_size(expected["logits"], batch), full_size, strict=True)
-            for own, other in labels:
-                agreeing += int((own == other).sum())
-                compared += own.size
+        return compare(
+            graph,
+            module,
+            runner,
+            images,
+            normalisation=normalisation,
+            runtime=runtime,
+            precision=precision,
+            views=getattr(module, "n_views", 1),
+        )
     finally:
         runner.close()
+
+
+def compare(
+    graph: str,
+    reference: nn.Module | Runner,
+    runner: Runner,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    normalisation: Literal["max", "minmax"],
+    runtime: str,
+    precision: Precision,
+    views: int,
+    max_side: int | None = None,
+) -> ParityReport:
+    """`check` of a graph that is open already, with torch or with a runtime that agrees with torch.
+
+    Args:
+        runtime: name of `runner`'s, for the record.
+        views: that the graph's raw maps are summed over.
+        max_side: the longest side that `runner` takes; the edge sizes are cut to it. None = any.
+    """
+    tolerance = TOLERANCES[precision]
+    worst: dict[str, Difference] = {}
+    agreeing = compared = n_cases = 0
+    for batch in batches(images, max_side):
+        n_cases += 1
+        size = "x".join(map(str, batch.shape[:3]))
+        expected = _expected(reference, graph, batch)
+        got = runner.run(graph, batch)
+        full_size = got.pop("labels", None)
+        _check_form(graph, size, expected, got)
+        mean = _mean_over_views(got, views)
+        found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+        if not isinstance(reference, Runner) and not all(difference.ok for difference in found):
+            expected = _exact(reference, batch, expected)
+            found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+        found += _alone(runner, graph, batch, got, size)
+        for difference in found:
+            _raise_beyond(graph, difference)
+            if difference.output not in worst or difference.got > worst[difference.output].got:
+                worst[difference.output] = difference
+        labels = [*zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True)]
+        if full_size is not None:
+            labels += zip(_full_size(expected["logits"], batch), full_size, strict=True)
+        for own, other in labels:
+            agreeing += int((own == other).sum())
+            compared += own.size
     if compared:
         worst["labels"] = Difference("labels", "all", agreeing / compared, tolerance.label_agreement)
         _raise_beyond(graph, worst["labels"])
@@ -128,7 +159,15 @@ def next_power(difference: float) -> float:
     return 10.0 ** math.ceil(math.log10(difference)) if difference > 0 else 0.0
 
 
+def _expected(reference: nn.Module | Runner, graph: str, batch: NDArray[np.uint8]) -> Arrays:
+    if isinstance(reference, Runner):
+        return {name: value for name, value in reference.run(graph, batch).items() if name != "labels"}
+    return _outputs(reference, batch)
+
+
 def _outputs(module: nn.Module, batch: NDArray[np.uint8]) -> Arrays:
+    import torch
+
     with torch.inference_mode():
         return {name: value.float().numpy() for name, value in module(torch.from_numpy(batch)).items()}
 
@@ -152,11 +191,12 @@ def _exact(module: nn.Module, batch: NDArray[np.uint8], rounded: Arrays) -> Arra
         module.float()
 
 
-def batches(images: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def batches(images: Sequence[NDArray[np.uint8]], max_side: int | None = None) -> Iterator[NDArray[np.uint8]]:
     """(B, H, W, 3): each image and each edge size alone, the smallest image and one edge size in a batch of five."""
-    yield from (image[None] for image in images)
-    yield from (cut(images[0], height, width)[None] for height, width in EDGE_SIZES)
-    for image in (min(images, key=lambda image: image.size), cut(images[0], *BATCHED_SIZE)):
+    edges = [tuple(min(side, max_side or side) for side in size) for size in (*EDGE_SIZES, BATCHED_SIZE)]
+    *alone, batched = [cut(images[0], height, width) for height, width in edges]
+    yield from (image[None] for image in (*images, *alone))
+    for image in (min(images, key=lambda image: image.size), batched):
         yield np.stack([image, image[:, ::-1], image[::-1], image[::-1, ::-1], 255 - image])
 
 

@@ -22,9 +22,15 @@ Outputs = dict[str, Tensor]
 
 def canvas_images(images: Tensor, mean: Tensor, multiple: int) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H', W') float RGB 0..255, padded at the bottom and right with the mean colour."""
-    x = images.permute(0, 3, 1, 2).float() - mean
-    down, right = -images.shape[1] % multiple, -images.shape[2] % multiple
-    return F.pad(x, (0, right, 0, down)) + mean
+    x = images.float().permute(0, 3, 1, 2) - mean  # in this order: TensorRT casts uint8 and does nothing else with it
+    height, width = images.shape[1:3]
+    rows, cols = whole(height, multiple), whole(width, multiple)
+    return F.pad(x, (0, cols - width, 0, rows - height)) + mean
+
+
+def whole(size: int, multiple: int) -> int:
+    """The next multiple, size itself included; without a remainder, of which TensorRT cannot tell that it is >= 0."""
+    return (size + multiple - 1) // multiple * multiple
 
 
 def crop_maps(maps: Tensor, height: int, width: int, stride: int = MAP_STRIDE) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError
 
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Executes the graphs of one bundle. Thread-safe: `run` may be called from several threads at once."""
 
@@ -57,10 +58,14 @@ def open_runner(
         from weakseg.runners.onnxruntime import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(graphs, threads=threads, provider=provider or "cpu")
+    if provider is not None:
+        raise ConfigError(f"provider is onnxruntime's, got {provider!r} for the runtime {runtime}: leave it out")
     if runtime == "openvino":
         from weakseg.runners.openvino import OpenVinoRunner
 
-        if provider not in (None, "cpu"):
-            raise ConfigError(f"runtime openvino executes on the cpu, got provider {provider!r}: leave it out")
         return OpenVinoRunner(graphs, threads=threads)
+    if runtime in ("tensorrt", "tensorrt-rtx"):
+        from weakseg.runners.tensorrt import open_engines
+
+        return open_engines(graphs, "tensorrt" if runtime == "tensorrt" else "tensorrt_rtx")
     raise ConfigError(f"unknown runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
