@@ -17,7 +17,7 @@ from weakseg.datasets.common import IMAGE_SUFFIXES
 from weakseg.errors import PartialError, UsageError, WeaksegError
 from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
-from weakseg.manifest import OutputKind
+from weakseg.manifest import OutputKind, Precision
 from weakseg.model import load
 from weakseg.progress import Progress
 from weakseg.result import Result
@@ -36,6 +36,10 @@ class Arguments:
     ]  # files, or folders of them
     output: Path  # folder to write to
     bundle: Path | None = None  # a model bundle: run it here
+    runtime: str = "onnxruntime"  # what executes the bundle
+    provider: str | None = None  # what the runtime executes on: onnxruntime's cpu, cuda, tensorrt
+    precision: Precision = "fp32"  # of the graphs that have it; others stay fp32
+    public_key: Path | None = None  # PEM file: one of its keys must have signed the bundle
     endpoint: str | None = None  # host:port of a server: run it there
     outputs: tuple[Literal["cam", "pseudo_mask", "segmentation"], ...] = ()  # default: what the model is made for
     tags: tuple[str, ...] = ()  # names of the classes in the images, if they are the same in all
@@ -132,7 +136,8 @@ def _results(arguments: Arguments, tasks: Sequence[Task]) -> Iterator[Result | W
             yield from client.segment_many(paths, on_error="return", outputs=outputs, tags=tags)
         return
     assert arguments.bundle is not None
-    with closing(load(arguments.bundle)) as model:
+    options = {name: getattr(arguments, name) for name in ("runtime", "provider", "precision", "public_key")}
+    with closing(load(arguments.bundle, **options)) as model:
         request = model.request(outputs=outputs, tags=tags)
         for path in paths:
             try:

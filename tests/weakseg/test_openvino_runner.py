@@ -87,7 +87,7 @@ def test_refusals_read_as_those_of_other_runners(runner):
         runner.run("classifier", images(1, 4, 4), ["logits"])
     with pytest.raises(ConfigError, match="threads must be at least 1"):
         OpenVinoRunner(GRAPHS, threads=0)
-    with pytest.raises(ConfigError, match="runtime openvino executes on the cpu, got provider 'cuda'"):
+    with pytest.raises(ConfigError, match="provider is onnxruntime's, got 'cuda' for the runtime openvino"):
         open_runner(GRAPHS, runtime="openvino", provider="cuda")
 
 

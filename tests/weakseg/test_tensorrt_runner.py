@@ -1,4 +1,4 @@
-# ruff: noqa: N801, N802, N815: CUDA's own names
+# ruff: noqa: N801, N802, N815
 """The TensorRT runner around a pretended GPU: host memory for the GPU's, the mean of each image for the engine.
 
 It proves what the runner does with addresses, sizes, pieces of batches, threads and errors, and that it makes
