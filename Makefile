@@ -85,9 +85,10 @@ bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 bench-random-walk: $(STAMP)  ## the sparse random walk against the dense form
 	$(BIN)/python -m benchmarks.random_walk
 
-bench-runtime: $(STAMP)  ## ONNX Runtime against torch and OpenVINO (`.[openvino]` first); memory over sizes of images
+bench-runtime: $(STAMP)  ## exported graphs against torch and OpenVINO (`.[openvino]` first), and those of RUN=runs/demo
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime_memory
+	$(TEST_ENV) $(BIN)/python -m benchmarks.bundle $(RUN)
 
 bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 	$(BIN)/python -m benchmarks.seam

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.line import line
-from benchmarks.seam import took_turns
+from benchmarks.measure import flops, sgemm_rate, took_turns
 from export.onnx_from_torch import onnx_from_graphs
 from training.cams import cam as cam_method
 from training.graphs import ClassifierGraph, SegmentationGraph
@@ -60,6 +60,7 @@ def compare(backbone: str, graph: str, side: int, module: nn.Module, runners: di
     line(f"runtime.ort_vs_torch.{what}", ours, rates["torch"], unit=UNIT, goal=TORCH_GOALS[backbone])
     if "openvino" in rates:
         line(f"runtime.ort_vs_openvino.{what}", ours, rates["openvino"], unit=UNIT, goal=OPENVINO_GOAL)
+    line(f"runtime.peak_share.{what}", flops(ways["torch"]) * ours / sgemm_rate(), unit="of a matrix product's rate")
 
 
 def graphs(backbone: str) -> dict[str, nn.Module]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.line import line
+from benchmarks.measure import resident_mib
 from weakseg.manifest import SEGMENTATION
 from weakseg.runners import RUNTIMES, open_runner
 
@@ -51,12 +52,6 @@ def measure(runtime: str, graph: str, path: Path, n_sizes: int) -> tuple[float, 
     for height, width in rng.integers(MIN_SIDE, MAX_SIDE + 1, (n_sizes, 2)):
         runner.run(graph, rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8))
     return resident_mib("VmHWM") - start, resident_mib("VmRSS") - first
-
-
-def resident_mib(key: str) -> float:
-    """VmRSS: resident now; VmHWM: at most so far. Linux."""
-    row = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key))
-    return int(row.split()[1]) / 1024
 
 
 if __name__ == "__main__":

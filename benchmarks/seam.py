@@ -6,22 +6,20 @@ do. ResNet38d at batch 2, crop 224; MobileNetV2 at batch 8, stride 8, crop 224.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from multiprocessing import get_context
-from pathlib import Path
-from statistics import median
 
 import torch
 
 from benchmarks.line import line
+from benchmarks.measure import flops, resident_mib, sgemm_rate, took_turns
 from training import methods
 from training.data import Batch
 from training.loop import Moment
 from training.models import build_backbone
 from weakseg.recipe import BackboneConfig, TrainConfig
 
-N_CLASSES, CROP, ROUNDS = 20, 224, 5
+N_CLASSES, CROP = 20, 224
 # backbone -> images a step, the share of the plain step's speed to keep
 BACKBONES = {"mobilenet_v2": (8, 0.74), "resnet38d": (2, 0.87)}
 AUTHORS_STEP_S = 13.3  # CPU seconds of the authors' SEAM step of ResNet38d; the lower of two measurements
@@ -45,9 +43,7 @@ def peak_mib(backbone: str, batch_size: int) -> float:
     run = step(backbone, "seam", batch_size)
     run()
     run()
-    # Not getrusage's ru_maxrss, which a started process takes over from the one that forked it.
-    peak = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(peak.split()[1]) / 1024
+    return resident_mib("VmHWM")
 
 
 def step(backbone: str, method: str, batch_size: int) -> Callable[[], None]:
@@ -68,38 +64,6 @@ def step(backbone: str, method: str, batch_size: int) -> Callable[[], None]:
         model.zero_grad(set_to_none=True)
 
     return run
-
-
-def took_turns(*ways: Callable[[], None]) -> list[float]:
-    """Median CPU seconds of each."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for way in ways:
-        way()
-    for _ in range(ROUNDS):
-        for measured, way in zip(seconds, ways, strict=True):
-            began = time.process_time()
-            way()
-            measured.append(time.process_time() - began)
-    return [median(measured) for measured in seconds]
-
-
-def flops(run: Callable[[], None]) -> float:
-    """Multiply-adds of the step's convolutions and matrix products, times two."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops())
-
-
-def sgemm_rate(n: int = 2048) -> float:
-    """FLOP per CPU second of a large float32 matrix product."""
-    a, b = torch.rand(n, n), torch.rand(n, n)
-    a @ b
-    began = time.process_time()
-    for _ in range(5):
-        a @ b
-    return 5 * 2 * n**3 / (time.process_time() - began)
 
 
 def n_parameters() -> int:
