@@ -28,8 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-oracle: $(STAMP)  ## also install what our results are compared with; builds C++
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf]'
+# TensorRT-RTX builds engines without a GPU; there is no other way to see on a CPU that TensorRT takes our graphs.
+oracle: $(STAMP)  ## also install what our results are compared with, and other runtimes; builds C++
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf,openvino,tensorrt-rtx]'
 
 demo: $(STAMP)  ## synthetic photographs -> every stage -> a served model -> a report, in minutes
 	$(BIN)/weakseg demo
