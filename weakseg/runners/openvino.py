@@ -22,7 +22,8 @@ class OpenVinoRunner:
     """One compiled model per graph, all loaded at once, for any batch, height and width. Thread-safe.
 
     Each has one stream, which executes one call after the other with all threads: callers of the same graph wait for
-    each other. More streams would copy a network's memory and share the same cores.
+    each other. More streams would copy a network's memory and share the same cores. OpenVINO computes all outputs of a
+    graph; those that are not asked for are not copied.
 
     Args:
         graphs: {name: path of an ONNX file}.
