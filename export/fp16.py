@@ -1,0 +1,119 @@
+"""A float32 ONNX graph to one that computes in float16 between its first and its last layer; for GPUs.
+
+What stands before the layers (0..255 pixels, normalisation, the sizes of views) and after them (sums over views, maps
+to image size, argmax, sigmoid, PCM's similarities) stays float32, as do means over large maps: float16 cannot hold
+their sums. On CPUs onnxruntime widens most of it again: half the file, not half the time.
+
+Written here because onnxruntime.transformers.float16 (1.31) writes the same cast twice where a tensor has two float32
+readers, which is no valid graph, and rounds to float16 and back between two nodes that both stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx_from_torch import serialised
+from weakseg.errors import ConfigError
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_WIDE = ("ReduceMean", "ReduceSum", "ReduceL2", "GlobalAveragePool", "Softmax", "LayerNormalization", "Exp", "Pow")
+_FLOAT32_INPUTS = {"Resize": (1, 2)}  # region and scales, whatever the maps are
+
+
+def fp16_from_fp32(model: bytes) -> bytes:
+    """Weights and arithmetic of a graph's layers in float16; inputs and outputs keep names, types and dynamic sizes.
+
+    Args:
+        model: serialised ONNX. A layer is a convolution or a product with stored weights.
+    Returns:
+        Serialised and checked; the same model gives the same bytes.
+    Raises:
+        ConfigError: a graph without layers.
+    """
+    made = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
+    graph = made.graph
+    narrow = narrow_nodes(graph)
+    floats = _float_tensors(graph)
+    weights = {weight.name: weight for weight in graph.initializer}
+    narrow_outputs = {name for i in narrow for name in graph.node[i].output} & floats
+    nodes: list[onnx.NodeProto] = []
+    cast: set[str] = set()
+
+    def read_as(name: str, dtype: int) -> str:
+        """The tensor of another type: a converted weight, or the output of a cast that is added once."""
+        other = f"{name}.float16" if dtype == TensorProto.FLOAT16 else f"{name}.float32"
+        if other not in cast:
+            cast.add(other)
+            if name in weights:
+                graph.initializer.append(_float16(weights[name], other))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [other], name=f"cast.{other}", to=dtype))
+        return other
+
+    for i, node in enumerate(list(graph.node)):
+        fixed = _FLOAT32_INPUTS.get(node.op_type, ())
+        for position, name in enumerate(node.input):
+            wants_narrow = i in narrow and position not in fixed
+            if name in floats and wants_narrow != (name in narrow_outputs):
+                node.input[position] = read_as(name, TensorProto.FLOAT16 if wants_narrow else TensorProto.FLOAT)
+        nodes.append(node)
+    for output in graph.output:
+        if output.name in narrow_outputs:
+            _rename(nodes, output.name, f"{output.name}.float16")
+            nodes.append(helper.make_node("Cast", [f"{output.name}.float16"], [output.name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _drop_unused_weights(graph)
+    del graph.value_info[:]  # types have changed
+    return serialised(made)
+
+
+def narrow_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Positions of the nodes that compute in float16: layers, and what lies on a path from one layer to another."""
+    weights = {weight.name for weight in graph.initializer}
+    nodes = list(graph.node)
+    layers = {i for i, n in enumerate(nodes) if n.op_type in _LAYERS and any(name in weights for name in n.input)}
+    if not layers:
+        raise ConfigError("float16 is for layers with weights, and this graph has none: keep it float32")
+    after, before = set(), set()
+    behind: set[str] = set()  # tensors that a layer comes before
+    for i, node in enumerate(nodes):
+        if i in layers or any(name in behind for name in node.input):
+            behind.update(node.output)
+            after.add(i)
+    ahead: set[str] = set()  # tensors that a layer comes after
+    for i, node in reversed(list(enumerate(nodes))):
+        if i in layers or any(name in ahead for name in node.output):
+            ahead.update(node.input)
+            before.add(i)
+    floats = _float_tensors(graph)
+    return {i for i in after & before if nodes[i].op_type not in _WIDE and floats.issuperset(nodes[i].output)}
+
+
+def _float_tensors(graph: onnx.GraphProto) -> set[str]:
+    known = (*graph.input, *graph.value_info, *graph.output)
+    floats = {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return floats | {weight.name for weight in graph.initializer if weight.data_type == TensorProto.FLOAT}
+
+
+def _float16(weight: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    """Rounded; what lies beyond float16 becomes its largest value, which no trained weight reaches."""
+    largest = np.finfo(np.float16).max
+    return numpy_helper.from_array(numpy_helper.to_array(weight).clip(-largest, largest).astype(np.float16), name)
+
+
+def _rename(nodes: Collection[onnx.NodeProto], old: str, new: str) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _drop_unused_weights(graph: onnx.GraphProto) -> None:
+    read = {name for node in graph.node for name in node.input}
+    kept = [weight for weight in graph.initializer if weight.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
