@@ -12,7 +12,7 @@ TORCHSERVE := .venv-torchserve
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,7 +78,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-crf bench-random-walk bench-runtime bench-seam bench-stages  ## every benchmark that runs on a CPU
+bench: bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages  ## every benchmark that runs on a CPU
 
 bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 	$(BIN)/python -m benchmarks.crf $(RUN)
@@ -90,6 +90,9 @@ bench-runtime: $(STAMP)  ## exported graphs against torch and OpenVINO (`.[openv
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime_memory
 	$(TEST_ENV) $(BIN)/python -m benchmarks.bundle $(RUN)
+
+bench-precisions: $(STAMP)  ## INT8 and float16 against float32: mIoU, speed, size, of the run folder RUN=runs/demo
+	$(TEST_ENV) $(BIN)/python -m benchmarks.precisions $(RUN)
 
 bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 	$(BIN)/python -m benchmarks.seam

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from export import parity
 from export.labels_output import with_labels
 from export.onnx_from_torch import onnx_from_graphs
+from export.precisions import in_precisions
 from export.statistics import presence_threshold, training_scores, training_statistics
 from training import cams
 from training.graphs import MAP_STRIDE, AffinityGraph, ClassifierGraph, SegmentationGraph
@@ -38,6 +39,7 @@ from weakseg.manifest import (
     Licences,
     Manifest,
     OutputKind,
+    Precision,
     Provenance,
     palette_for,
 )
@@ -61,23 +63,31 @@ def export_run(recipe: Recipe, folder: Path, models: Path, progress: Progress) -
     """Export the networks of a run folder to <models>/<name>/<version>/; nothing is left there if that fails.
 
     Returns:
-        {"n_images", "bundle": its folder, "sha256", "mib", "parity": {graph: {output: worst difference}}}.
+        {"n_images", "bundle": its folder, "sha256", "mib", "parity": {file: {output: worst difference}}}.
     Raises:
-        ParityError: a graph differs from torch. WeightsError: a network is missing. ConfigError: the CAM method needs
-        gradients. BundleError: the bundle cannot be written.
+        ParityError: a graph differs from torch by more than its precision may. WeightsError: a network is missing.
+        ConfigError: the CAM method needs gradients. BundleError: the bundle cannot be written.
     """
     train = read(recipe.data, recipe.data.train)
     graphs = trained_graphs(recipe, folder, train.classes)
     progress.say(f"bundle: exporting {', '.join(graphs)}")
     files = onnx_from_graphs(graphs, {"weakseg.model": f"{recipe.export.name}/{recipe.export.version}"})
-    if SEGMENTATION in files:
-        files[SEGMENTATION] = with_labels(files[SEGMENTATION])
+    manifest = make_manifest(recipe, folder, graphs, train, progress)
+    forms = in_precisions(files, recipe.export.precisions, manifest, train, progress)
+    if SEGMENTATION in forms:
+        forms[SEGMENTATION] = {precision: with_labels(data) for precision, data in forms[SEGMENTATION].items()}
     images = parity_images(read(recipe.data, recipe.evaluate.splits[-1] if recipe.evaluate.splits else train.split))
     progress.say("bundle: comparing torch with the exported graphs")
-    reports = gate(graphs, files, images, recipe)
-    manifest = make_manifest(recipe, folder, graphs, train, progress)
-    manifest = replace(manifest, parity=tuple(report.record() for report in reports.values()))
-    made = bundle.write(models, manifest, {f"{name}.onnx": data for name, data in files.items()})
+    reports = gate(graphs, forms, images, recipe)
+    made = bundle.write(
+        models,
+        replace(
+            manifest,
+            graphs={name: with_variants(graph, name, forms[name]) for name, graph in manifest.graphs.items()},
+            parity=tuple(report.record() for report in reports.values()),
+        ),
+        {file_name(name, precision): data for name, form in forms.items() for precision, data in form.items()},
+    )
     return {
         "n_images": len(images),
         "bundle": str(made.folder),
@@ -108,16 +118,30 @@ def trained_graphs(recipe: Recipe, folder: Path, classes: ClassTable) -> dict[st
 
 
 def gate(
-    graphs: dict[str, nn.Module], files: dict[str, bytes], images: Sequence[NDArray[np.uint8]], recipe: Recipe
+    graphs: dict[str, nn.Module],
+    forms: dict[str, dict[Precision, bytes]],
+    images: Sequence[NDArray[np.uint8]],
+    recipe: Recipe,
 ) -> dict[str, parity.ParityReport]:
-    """Compare every graph with torch, before anything is written where it could be served from."""
+    """{file: what it differs from torch by}, before anything is written where it could be served from."""
     reports = {}
     with tempfile.TemporaryDirectory(prefix="weakseg-export-") as temporary:
-        for name, data in files.items():
-            path = Path(temporary) / f"{name}.onnx"
-            path.write_bytes(data)
-            reports[name] = parity.check(name, graphs[name], path, images, normalisation=recipe.cam.normalisation)
+        for name, form in forms.items():
+            for precision, data in form.items():
+                path = Path(temporary) / file_name(name, precision)
+                path.write_bytes(data)
+                reports[path.name] = parity.check(
+                    name, graphs[name], path, images, normalisation=recipe.cam.normalisation, precision=precision
+                )
     return reports
+
+
+def file_name(graph: str, precision: Precision) -> str:
+    return f"{graph}.onnx" if precision == "fp32" else f"{graph}.{precision}.onnx"
+
+
+def with_variants(graph: Graph, name: str, precisions: Iterable[Precision]) -> Graph:
+    return replace(graph, variants={other: file_name(name, other) for other in precisions if other != "fp32"})
 
 
 def parity_images(dataset: Dataset) -> list[NDArray[np.uint8]]:
@@ -147,7 +171,7 @@ def make_manifest(
         outputs=(*outputs, "segmentation") if SEGMENTATION in graphs else outputs,
         graphs={
             name: Graph(
-                f"{name}.onnx",
+                file_name(name, "fp32"),
                 GRAPH_OUTPUTS[name],
                 stride=int(getattr(graph, "stride", MAP_STRIDE)),
                 views=int(getattr(graph, "n_views", 1)),

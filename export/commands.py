@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
         return _export_archive(args)
     recipe = read_recipe(args.run)
     changes = {key: value for key in ("name", "version", "max_side") if (value := getattr(args, key)) is not None}
+    if args.precisions is not None:
+        changes["precisions"] = tuple(args.precisions)
     recipe = replace(recipe, export=replace(recipe.export, **changes))
     from export.bundle_from_run import export_run  # torch and onnx: not for --help or a wrong path
 
@@ -35,16 +37,18 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(made))
     else:
         print(f"bundle: {made['bundle']} ({made['mib']} MiB, sha256 {made['sha256'][:12]})")
-        for graph, differences in made["parity"].items():
+        for file, differences in made["parity"].items():
             worst = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
-            print(f"  {graph}: torch and onnxruntime agree: {worst}")
+            print(f"  {file}: differences from torch in onnxruntime: {worst}")
         print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}" --output masks')
     return 0
 
 
 def _export_archive(args: argparse.Namespace) -> int:
-    if (args.name, args.version, args.max_side) != (None, None, None):
-        raise UsageError("--name, --version and --max-side are the bundle's: export the bundle with them first")
+    if (args.name, args.version, args.max_side, args.precisions) != (None,) * 4:
+        raise UsageError(
+            "--name, --version, --max-side and --precisions are the bundle's: export the bundle with them first"
+        )
     from export.torchserve import export_archive
 
     made = export_archive(args.run, args.output)
@@ -91,5 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the model (default: the recipe's)")
     parser.add_argument("--version", help="of the model (default: the recipe's)")
     parser.add_argument("--max-side", type=int, help="longest side in pixels that the network may see")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("fp16", "int8"),
+        help="of the graphs, besides float32 (default: the recipe's); INT8 is calibrated on the training images",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser

@@ -99,7 +99,12 @@ def label_maps(
 
 
 def int8_from_fp32(
-    model: bytes, images: Images, *, labels: LabelMaps = label_maps, target: float = INT8_AGREEMENT
+    model: bytes,
+    images: Images,
+    *,
+    labels: LabelMaps = label_maps,
+    target: float = INT8_AGREEMENT,
+    float_layers: Collection[str] = (),
 ) -> Int8Result:
     """Quantise the convolutions of a graph, as many as leave the label maps as they were.
 
@@ -108,6 +113,7 @@ def int8_from_fp32(
         images: (H, W, 3) uint8 of the training split; some dozens, every HELD_OUT-th for judging, others to calibrate.
         labels: of the outputs of one batch.
         target: least agreement of label maps, in [0, 1].
+        float_layers: stay float in any case: what another graph over the same network has found out.
     Returns:
         The same model and images give the same bytes.
     Raises:
@@ -127,16 +133,20 @@ def int8_from_fp32(
     expected = [run(image) for image in held_out]
     wanted = [labels(outputs) for outputs in expected]
 
-    def judge(float_layers: Collection[str]) -> tuple[bytes, float]:
-        data = quantised(graph, ranges, float_layers)
+    def judge(floats: Collection[str]) -> tuple[bytes, float]:
+        data = quantised(graph, ranges, floats)
         run = _runner(data)
         return data, _agreement(wanted, [labels(run(image)) for image in held_out])
 
-    data, agreement = judge(())
-    floats: tuple[str, ...] = ()
+    floats = tuple(layer for layer in layers if layer in float_layers)
+    data, agreement = judge(floats)
     if agreement < target:
         order = _by_harm(graph, ranges, layers, held_out[:HARM_IMAGES], expected)
-        low, high = 0, len(layers)  # the target is missed with `low` float layers; with `high` nothing is INT8
+        order = [*floats, *(layer for layer in order if layer not in floats)]
+        low, high = (
+            len(floats),
+            len(layers),
+        )  # the target is missed with `low` float layers; with `high` nothing is INT8
         while high - low > 1:
             middle = (low + high) // 2
             tried, reached = judge(order[:middle])

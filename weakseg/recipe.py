@@ -210,11 +210,12 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """The bundle."""
+    """The bundle. precisions: of its graphs, besides float32."""
 
     name: str = "weakseg"
     version: str = "1"
     max_side: int = 1024
+    precisions: tuple[Literal["fp16", "int8"], ...] = ()
     data_licence: str = "unknown"
     weights_licence: str = "unknown"
 

@@ -31,7 +31,7 @@ CAM_FLOOR = 1e-2  # a map that never exceeds this is noise; its normalised form 
 FP32 = Tolerance(raw_cam_rtol=1e-4, cam01_atol=1e-4, label_agreement=0.999)
 FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995)
 INT8 = Tolerance(raw_cam_rtol=float("inf"), cam01_atol=float("inf"), label_agreement=0.0, miou_points=1.0)
-INT8_AGREEMENT = 0.97  # of label maps with float32's on held-out training images: less, and a layer stays float
+INT8_AGREEMENT = 0.98  # of label maps with float32's on held-out training images: less, and a layer stays float
 
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
 
