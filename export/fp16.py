@@ -10,25 +10,99 @@ readers, which is no valid graph, and rounds to float16 and back between two nod
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.float_layers import Arrays, output_error, run_of, with_fewest_float_layers
 from export.onnx_from_torch import serialised
-from weakseg.errors import ConfigError
+from weakseg.errors import ConfigError, ParityError
+from weakseg.tolerance import CAM_FLOOR, FP16_ERROR
+
+HARM_IMAGES = 4  # that layers are ordered on
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WIDE = ("ReduceMean", "ReduceSum", "ReduceL2", "GlobalAveragePool", "Softmax", "LayerNormalization", "Exp", "Pow")
 _FLOAT32_INPUTS = {"Resize": (1, 2)}  # region and scales, whatever the maps are
 
 
-def fp16_from_fp32(model: bytes) -> bytes:
+@dataclass(frozen=True)
+class Fp16Result:
+    """A float16 graph and how it was made.
+
+    model: serialised. layers, float_layers: names of the weights of all layers, and of those that stayed float32.
+    error: largest difference of an output, relative to the image's largest value.
+    """
+
+    model: bytes
+    layers: tuple[str, ...]
+    float_layers: tuple[str, ...]
+    error: float
+
+    @property
+    def quality(self) -> str:
+        """For people."""
+        n = len(self.float_layers)
+        return f"within {self.error:.2g} of the largest, {n} of {len(self.layers)} layers stay float32"
+
+
+def fp16_within(
+    model: bytes, images: Sequence[NDArray[np.uint8]], *, error: float = FP16_ERROR, float_layers: Collection[str] = ()
+) -> Fp16Result:
+    """The graph in float16, with as few layers in float32 as keep its outputs within an error.
+
+    One layer can be all of it: a depthwise kernel whose folded batch norm makes small differences of large sums.
+
+    Args:
+        model: serialised ONNX. images: (H, W, 3) uint8 of the training split. float_layers: stay float32 in any case.
+    Raises:
+        ParityError: the error is larger while any layer is float16. ConfigError: a graph without layers.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    weights = {weight.name for weight in graph.initializer}
+    read = [name for node in graph.node if node.op_type in _LAYERS for name in node.input[1:2] if name in weights]
+    layers = tuple(dict.fromkeys(read))
+    run = run_of(model)
+    expected = [run(image) for image in images]
+
+    def judge(data: bytes) -> float:
+        narrow = run_of(data)
+        return -max(_error(narrow(image), own) for image, own in zip(images, expected, strict=True))
+
+    made = with_fewest_float_layers(
+        layers,
+        partial(fp16_from_fp32, model),
+        judge,
+        lambda data: output_error(run_of(data), images[:HARM_IMAGES], expected),
+        -error,
+        float_layers,
+    )
+    if not made.reached:
+        raise ParityError(
+            f"float16: expected outputs within {error:g} of an image's largest, got {-made.score:.2g} with all layers "
+            "in float16, and more than expected with one: leave fp16 out of this export"
+        )
+    return Fp16Result(made.data, layers, made.float_layers, -made.score)
+
+
+def _error(got: Arrays, expected: Arrays) -> float:
+    floats = {name: value for name, value in expected.items() if value.dtype == np.float32}
+    return max(
+        float(np.abs(got[name] - own).max() / np.maximum(np.abs(own).max(), CAM_FLOOR)) for name, own in floats.items()
+    )
+
+
+def fp16_from_fp32(model: bytes, float_layers: Collection[str] = ()) -> bytes:
     """Weights and arithmetic of a graph's layers in float16; inputs and outputs keep names, types and dynamic sizes.
 
     Args:
         model: serialised ONNX. A layer is a convolution or a product with stored weights.
+        float_layers: names of the weights of layers that stay float32.
     Returns:
         Serialised and checked; the same model gives the same bytes.
     Raises:
@@ -36,7 +110,7 @@ def fp16_from_fp32(model: bytes) -> bytes:
     """
     made = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model))
     graph = made.graph
-    narrow = narrow_nodes(graph)
+    narrow = narrow_nodes(graph, float_layers)
     floats = _float_tensors(graph)
     weights = {weight.name: weight for weight in graph.initializer}
     narrow_outputs = {name for i in narrow for name in graph.node[i].output} & floats
@@ -72,11 +146,13 @@ def fp16_from_fp32(model: bytes) -> bytes:
     return serialised(made)
 
 
-def narrow_nodes(graph: onnx.GraphProto) -> set[int]:
+def narrow_nodes(graph: onnx.GraphProto, float_layers: Collection[str] = ()) -> set[int]:
     """Positions of the nodes that compute in float16: layers, and what lies on a path from one layer to another."""
     weights = {weight.name for weight in graph.initializer}
     nodes = list(graph.node)
     layers = {i for i, n in enumerate(nodes) if n.op_type in _LAYERS and any(name in weights for name in n.input)}
+    wide = {i for i in layers if any(name in float_layers for name in nodes[i].input)}
+    layers -= wide
     if not layers:
         raise ConfigError("float16 is for layers with weights, and this graph has none: keep it float32")
     after, before = set(), set()
@@ -91,7 +167,7 @@ def narrow_nodes(graph: onnx.GraphProto) -> set[int]:
             ahead.update(node.input)
             before.add(i)
     floats = _float_tensors(graph)
-    return {i for i in after & before if nodes[i].op_type not in _WIDE and floats.issuperset(nodes[i].output)}
+    return {i for i in after & before - wide if nodes[i].op_type not in _WIDE and floats.issuperset(nodes[i].output)}
 
 
 def _float_tensors(graph: onnx.GraphProto) -> set[str]:

@@ -16,21 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 
+from export.float_layers import Arrays, output_error, run_of, with_fewest_float_layers
 from export.onnx_from_torch import serialised
 from weakseg.cam import labels_from_cam, normalise
-from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError, DataError, ParityError
-from weakseg.manifest import INPUT
 from weakseg.tolerance import INT8_AGREEMENT
 from weakseg.version import __version__
 
@@ -40,7 +39,6 @@ _ACTIVATIONS = ("Clip", "Relu")  # fused into the layer before: bytes saturate w
 _PASSING = ("Add", "Concat", "MaxPool", "Resize")  # stay in bytes between two quantised layers
 _CARRIERS = (*_ACTIVATIONS, *_PASSING)
 
-Arrays = dict[str, NDArray[Any]]
 Images = Sequence[NDArray[np.uint8]]
 LabelMaps = Callable[[Arrays], list[NDArray[Any]]]
 
@@ -59,6 +57,12 @@ class Int8Result:
     float_layers: tuple[str, ...]
     agreement: float
     n_held_out: int
+
+    @property
+    def quality(self) -> str:
+        """For people."""
+        n = len(self.float_layers)
+        return f"{self.agreement:.2%} of the labels as before, {n} of {len(self.layers)} layers stay float32"
 
 
 @dataclass(frozen=True)
@@ -129,38 +133,28 @@ def int8_from_fp32(
     if not layers:
         raise ConfigError("INT8 quantises convolutions, and this graph has none: keep it float")
     ranges = calibrate(graph, calibration)
-    run = _runner(model)
+    run = run_of(model)
     expected = [run(image) for image in held_out]
     wanted = [labels(outputs) for outputs in expected]
 
-    def judge(floats: Collection[str]) -> tuple[bytes, float]:
-        data = quantised(graph, ranges, floats)
-        run = _runner(data)
-        return data, _agreement(wanted, [labels(run(image)) for image in held_out])
+    def judge(data: bytes) -> float:
+        run = run_of(data)
+        return _agreement(wanted, [labels(run(image)) for image in held_out])
 
-    floats = tuple(layer for layer in layers if layer in float_layers)
-    data, agreement = judge(floats)
-    if agreement < target:
-        order = _by_harm(graph, ranges, layers, held_out[:HARM_IMAGES], expected)
-        order = [*floats, *(layer for layer in order if layer not in floats)]
-        low, high = (
-            len(floats),
-            len(layers),
-        )  # the target is missed with `low` float layers; with `high` nothing is INT8
-        while high - low > 1:
-            middle = (low + high) // 2
-            tried, reached = judge(order[:middle])
-            if reached >= target:
-                high, data, agreement = middle, tried, reached
-            else:
-                low = middle
-        if high == len(layers):
-            raise ParityError(
-                f"INT8: expected {target:.2%} of the labels as in float32, got {agreement:.2%} with all of "
-                f"{len(layers)} layers in INT8, and less than expected with one: leave int8 out of this export"
-            )
-        floats = tuple(order[:high])
-    return Int8Result(data, layers, floats, agreement, len(held_out))
+    made = with_fewest_float_layers(
+        layers,
+        partial(quantised, graph, ranges),
+        judge,
+        lambda data: output_error(run_of(data), held_out[:HARM_IMAGES], expected),
+        target,
+        float_layers,
+    )
+    if not made.reached:
+        raise ParityError(
+            f"INT8: expected {target:.2%} of the labels as in float32, got {made.score:.2%} with all of "
+            f"{len(layers)} layers in INT8, and less than expected with one: leave int8 out of this export"
+        )
+    return Int8Result(made.data, layers, made.float_layers, made.score, len(held_out))
 
 
 def calibrate(graph: onnx.ModelProto, images: Images) -> Ranges:
@@ -182,7 +176,7 @@ def calibrate(graph: onnx.ModelProto, images: Images) -> Ranges:
     wanted = [_probe(probed, "ReduceMean", name, "probe.axes") for name in inputs]
     for name in extremes:
         wanted += [_probe(probed, "ReduceMin", name), _probe(probed, "ReduceMax", name)]
-    run = _runner(probed.SerializeToString(), wanted)
+    run = run_of(probed.SerializeToString(), wanted)
     totals: dict[str, Any] = dict.fromkeys(wanted, 0.0)
     for image in images:
         for name, value in run(image).items():
@@ -285,22 +279,6 @@ def _shield(model: onnx.ModelProto, float_layers: Collection[str]) -> None:
             node.input[0] = shielded
 
 
-def _by_harm(
-    graph: onnx.ModelProto, ranges: Ranges, layers: Sequence[str], images: Images, expected: Sequence[Arrays]
-) -> list[str]:
-    """Layers by the relative squared error at the outputs that each adds when it alone is INT8, largest first."""
-    harm = {}
-    for layer in layers:
-        run = _runner(quantised(graph, ranges, [other for other in layers if other != layer]))
-        harm[layer] = sum(
-            float(np.square(value - own[name]).sum() / (np.square(own[name]).sum() + 1e-12))
-            for image, own in zip(images, expected, strict=False)
-            for name, value in run(image).items()
-            if value.dtype == np.float32
-        )
-    return sorted(layers, key=lambda layer: -harm[layer])
-
-
 def _agreement(wanted: Sequence[list[NDArray[Any]]], got: Sequence[list[NDArray[Any]]]) -> float:
     equal = n = 0
     for ours, theirs in zip(wanted, got, strict=True):
@@ -335,14 +313,3 @@ def _probe(model: onnx.ModelProto, operator: str, name: str, axes: str | None = 
     model.graph.node.append(onnx.helper.make_node(operator, inputs, [output], keepdims=0))
     model.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
     return output
-
-
-def _runner(model: bytes, outputs: Sequence[str] | None = None) -> Callable[[NDArray[np.uint8]], Arrays]:
-    """One image to outputs by name."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cpus()
-    options.log_severity_level = 3  # errors; its warnings are about its own optimiser
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = list(outputs or (output.name for output in session.get_outputs()))
-    return lambda image: dict(zip(names, session.run(names, {INPUT: image[None]}), strict=True))

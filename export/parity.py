@@ -227,11 +227,12 @@ def _differences(
             yield Difference(name, size, _largest(ours - theirs), tolerance.cam01_atol)
             continue
         axes = (2, 3) if name == "cam" else (1, 2, 3)  # logits compete with each other, so they share a scale
-        scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), CAM_FLOOR)
+        floor = np.maximum(tolerance.quiet * ours.max(axis=(1, 2, 3), keepdims=True), tolerance.floor)
+        scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), floor)
         yield Difference(name, size, _largest((ours - theirs) / scale), tolerance.raw_cam_rtol)
         if name == "cam":
-            for one, other in zip(ours, theirs, strict=True):
-                loud = one.max(axis=(1, 2)) > CAM_FLOOR
+            for one, other, least in zip(ours, theirs, floor.ravel(), strict=True):
+                loud = one.max(axis=(1, 2)) > least
                 apart = normalise(one[loud], normalisation) - normalise(other[loud], normalisation)
                 yield Difference("cam01", size, _largest(apart), tolerance.cam01_atol)
 

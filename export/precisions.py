@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.fp16 import fp16_from_fp32
+from export.fp16 import Fp16Result, fp16_within
 from export.int8 import Int8Result, int8_from_fp32, label_maps
 from weakseg.datasets import Dataset
 from weakseg.errors import ParityError
@@ -19,6 +20,9 @@ from weakseg.progress import Progress
 
 N_CALIBRATION = 64  # images, evenly spaced over the training split
 CALIBRATION_MAX_SIDE = 512
+N_FP16 = 16  # of them, that float16 is judged on
+
+Made = TypeVar("Made", Fp16Result, Int8Result)
 
 
 def in_precisions(
@@ -26,8 +30,8 @@ def in_precisions(
 ) -> dict[str, dict[Precision, bytes]]:
     """Every graph in float32 and in what else is asked for.
 
-    AffinityNet stays float32 where INT8 is asked for, as it has no label maps to judge by; so does a graph whose label
-    maps INT8 changes too much.
+    AffinityNet stays float32 where INT8 is asked for, as it has no label maps to judge by; so does a graph that bears a
+    precision in none of its layers.
 
     Args:
         files: {graph: serialised ONNX in float32}.
@@ -35,48 +39,45 @@ def in_precisions(
     Returns:
         {graph: {precision: serialised ONNX}}, fp32 first.
     Raises:
-        ParityError: INT8 changes the label maps of every graph too much. ConfigError: a graph without layers.
+        ParityError: no graph bears a precision that is asked for. ConfigError: a graph without layers.
     """
     forms: dict[str, dict[Precision, bytes]] = {name: {"fp32": data} for name, data in files.items()}
+    images = calibration_images(train) if precisions else []
     if "fp16" in precisions:
-        progress.say("bundle: float16")
-        for name, data in files.items():
-            forms[name]["fp16"] = fp16_from_fp32(data)
+        narrow = partial(fp16_within, images=images[:N_FP16])
+        for name, fp16 in _of_graphs(files, narrow, "float16", progress).items():
+            forms[name]["fp16"] = fp16.model
     if "int8" in precisions:
+        labels = partial(
+            label_maps,
+            presence=manifest.presence,
+            threshold=manifest.background.t,
+            normalisation=manifest.cam.normalisation,
+        )
+        quantise = partial(int8_from_fp32, images=images, labels=labels)
         judged = {name: data for name, data in files.items() if name != AFFINITY}
-        for name, data in in_int8(judged, manifest, calibration_images(train), progress).items():
-            forms[name]["int8"] = data
+        for name, int8 in _of_graphs(judged, quantise, "INT8", progress).items():
+            forms[name]["int8"] = int8.model
     return forms
 
 
-def in_int8(
-    files: Mapping[str, bytes], manifest: Manifest, images: Sequence[NDArray[np.uint8]], progress: Progress
-) -> dict[str, bytes]:
-    """{graph: it in INT8} of those that bear it; the views of one network share what they found out."""
-    labels = partial(
-        label_maps,
-        presence=manifest.presence,
-        threshold=manifest.background.t,
-        normalisation=manifest.cam.normalisation,
-    )
-    found: dict[str, Int8Result] = {}
+def _of_graphs(files: Mapping[str, bytes], make: Callable[..., Made], what: str, progress: Progress) -> dict[str, Made]:
+    """{graph: it in another precision} of those that bear it; views of one network share what they found out."""
+    found: dict[str, Made] = {}
     refused: list[ParityError] = []
     for name, data in files.items():
-        float_layers = found[CLASSIFIER].float_layers if name == MULTISCALE and CLASSIFIER in found else ()
+        known = found[CLASSIFIER].float_layers if name == MULTISCALE and CLASSIFIER in found else ()
         try:
-            made = int8_from_fp32(data, images, labels=labels, float_layers=float_layers)
+            made = make(data, float_layers=known)
         except ParityError as error:
             progress.say(f"bundle: {name} stays float32: {error}")
             refused.append(error)
             continue
         found[name] = made
-        progress.say(
-            f"bundle: {name} in INT8: {made.agreement:.2%} of the labels as before, "
-            f"{len(made.float_layers)} of {len(made.layers)} layers stay float"
-        )
+        progress.say(f"bundle: {name} in {what}: {made.quality}")
     if refused and not found:
         raise refused[0]
-    return {name: made.model for name, made in found.items()}
+    return found
 
 
 def calibration_images(train: Dataset) -> list[NDArray[np.uint8]]:

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from weakseg.manifest import Precision
 
 
+CAM_FLOOR = 1e-2  # of float32
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far a runtime may be from torch.
 
     raw_cam_rtol: on unnormalised CAMs, relative to the largest value of the map.
-    cam01_atol: on CAMs in [0, 1], for classes whose raw maximum is above `cam_floor`.
+    cam01_atol: on CAMs in [0, 1], for classes whose raw maximum is above `floor` and `quiet`.
+    floor: a map that never exceeds this is noise; its normalised form is not compared. In units of the class's logit.
+    quiet: maps that reach a smaller share of the image's largest value are noise, too: a few bits hold the large
+        numbers that a quiet map is the difference of, not the difference.
     label_agreement: least share of equal pixels in label maps.
     miou_points: largest loss of mIoU in points, where labels are allowed to differ; None = not judged.
     """
@@ -24,13 +30,14 @@ class Tolerance:
     cam01_atol: float
     label_agreement: float
     miou_points: float | None = None
+    floor: float = CAM_FLOOR
+    quiet: float = 0.0
 
-
-CAM_FLOOR = 1e-2  # a map that never exceeds this is noise; its normalised form is not compared
 
 FP32 = Tolerance(raw_cam_rtol=1e-4, cam01_atol=1e-4, label_agreement=0.999)
-FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995)
+FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995, floor=1.0, quiet=0.5)
 INT8 = Tolerance(raw_cam_rtol=float("inf"), cam01_atol=float("inf"), label_agreement=0.0, miou_points=1.0)
+FP16_ERROR = 1e-2  # of outputs, relative to an image's largest value, on training images: more, and a layer stays float
 INT8_AGREEMENT = 0.98  # of label maps with float32's on held-out training images: less, and a layer stays float
 
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
