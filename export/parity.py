@@ -16,7 +16,7 @@ from weakseg.errors import ParityError
 from weakseg.manifest import Precision
 from weakseg.runners import Runner, open_runner
 from weakseg.segmentation import labels_from_logits
-from weakseg.tolerance import BATCH_ATOL, CAM_FLOOR, TOLERANCES, Tolerance
+from weakseg.tolerance import BATCH_ATOL, TOLERANCES, Tolerance
 
 if TYPE_CHECKING:
     from torch import nn  # engines are built, and compared with onnxruntime, where there is no torch
@@ -26,6 +26,7 @@ BATCHED_SIZE = (33, 31)
 CAM_THRESHOLD = 0.3  # of the label maps that are compared; any value would do
 
 Arrays = dict[str, NDArray[np.float32]]
+Pairs = list[tuple[NDArray[Any], NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def check(
     """Run both on each image, on batches, and on pieces of the first image of EDGE_SIZES.
 
     Compared: `scores` and `affinities` in absolute terms; `cam` and `logits` relative to the largest value of the map;
-    `cam01` where the map exceeds CAM_FLOOR; the label maps that follow from them, and the output `labels`; and each
-    image of a batch with the same image alone.
+    `cam01` where the map is not too quiet for that; the label maps that follow from them, and the output `labels`; and
+    each image of a batch with the same image alone.
 
     Args:
         graph: name, for messages.
@@ -132,17 +133,18 @@ def compare(
         got = runner.run(graph, batch)
         full_size = got.pop("labels", None)
         _check_form(graph, size, expected, got)
-        mean = _mean_over_views(got, views)
-        found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+        mean, expected_mean = _mean_over_views(got, views), _mean_over_views(expected, views)
+        found = list(_differences(expected_mean, mean, size, tolerance, normalisation))
         if not isinstance(reference, Runner) and not all(difference.ok for difference in found):
             expected = _exact(reference, batch, expected)
-            found = list(_differences(_mean_over_views(expected, views), mean, size, tolerance, normalisation))
+            expected_mean = _mean_over_views(expected, views)
+            found = list(_differences(expected_mean, mean, size, tolerance, normalisation))
         found += _alone(runner, graph, batch, got, size)
         for difference in found:
             _raise_beyond(graph, difference)
             if difference.output not in worst or difference.got > worst[difference.output].got:
                 worst[difference.output] = difference
-        labels = [*zip(_labels(expected, normalisation), _labels(got, normalisation), strict=True)]
+        labels = _labels(expected_mean, mean, tolerance, normalisation)
         if full_size is not None:
             labels += zip(_full_size(expected["logits"], batch), full_size, strict=True)
         for own, other in labels:
@@ -173,7 +175,7 @@ def _outputs(module: nn.Module, batch: NDArray[np.uint8]) -> Arrays:
 
 
 def _mean_over_views(outputs: Arrays, views: int) -> Arrays:
-    """CAM_FLOOR is about the mean over views, which is what a run stores; the graphs return the sum."""
+    """A tolerance's floor is about the mean over views, which is what a run stores; the graphs return the sum."""
     return outputs | {name: value / np.float32(views) for name, value in outputs.items() if name == "cam"}
 
 
@@ -227,12 +229,10 @@ def _differences(
             yield Difference(name, size, _largest(ours - theirs), tolerance.cam01_atol)
             continue
         axes = (2, 3) if name == "cam" else (1, 2, 3)  # logits compete with each other, so they share a scale
-        floor = np.maximum(tolerance.quiet * ours.max(axis=(1, 2, 3), keepdims=True), tolerance.floor)
-        scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), floor)
+        scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), _floor(ours, tolerance))
         yield Difference(name, size, _largest((ours - theirs) / scale), tolerance.raw_cam_rtol)
         if name == "cam":
-            for one, other, least in zip(ours, theirs, floor.ravel(), strict=True):
-                loud = one.max(axis=(1, 2)) > least
+            for one, other, loud in zip(ours, theirs, _loud(ours, tolerance), strict=True):
                 apart = normalise(one[loud], normalisation) - normalise(other[loud], normalisation)
                 yield Difference("cam01", size, _largest(apart), tolerance.cam01_atol)
 
@@ -247,17 +247,31 @@ def _alone(runner: Runner, graph: str, batch: NDArray[np.uint8], together: Array
         yield Difference(f"{name}, alone or batched", size, _largest((alone[name][0] - value[0]) / scale), BATCH_ATOL)
 
 
-def _labels(outputs: Arrays, normalisation: Literal["max", "minmax"]) -> list[NDArray[np.int64]]:
-    """A label map per image, at the maps' own resolution."""
-    if "logits" in outputs:
-        return list(outputs["logits"].argmax(axis=1))
-    if "cam" not in outputs:
+def _floor(maps: NDArray[np.float32], tolerance: Tolerance) -> NDArray[np.float32]:
+    """(B, 1, 1, 1): a map that does not exceed it is noise."""
+    floor: NDArray[np.float32] = np.maximum(tolerance.quiet * maps.max(axis=(1, 2, 3), keepdims=True), tolerance.floor)
+    return floor
+
+
+def _loud(maps: NDArray[np.float32], tolerance: Tolerance) -> NDArray[np.bool_]:
+    """(B, C): which maps are compared in [0, 1]."""
+    loud: NDArray[np.bool_] = (maps.max(axis=(2, 3), keepdims=True) > _floor(maps, tolerance))[:, :, 0, 0]
+    return loud
+
+
+def _labels(expected: Arrays, got: Arrays, tolerance: Tolerance, normalisation: Literal["max", "minmax"]) -> Pairs:
+    """Two label maps per image, at the maps' own resolution; of CAMs with the classes that are loud in the first."""
+    if "logits" in expected:
+        return list(zip(*(outputs["logits"].argmax(axis=1) for outputs in (expected, got)), strict=True))
+    if "cam" not in expected:
         return []
-    labels = []
-    for cam in outputs["cam"]:
-        loud = np.flatnonzero(cam.max(axis=(1, 2)) > CAM_FLOOR)
-        labels.append(labels_from_cam(normalise(cam[loud], normalisation), loud, CAM_THRESHOLD, len(cam)))
-    return [label.astype(np.int64) for label in labels]
+    pairs = []
+    for own, other, loud in zip(expected["cam"], got["cam"], _loud(expected["cam"], tolerance), strict=True):
+        classes = np.flatnonzero(loud)
+        maps = (normalise(cam[loud], normalisation) for cam in (own, other))
+        one, two = (labels_from_cam(cam01, classes, CAM_THRESHOLD, len(own)) for cam01 in maps)
+        pairs.append((one, two))
+    return pairs
 
 
 def _full_size(logits: NDArray[np.float32], batch: NDArray[np.uint8]) -> list[NDArray[Any]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from weakseg.manifest import Precision
 
-
 CAM_FLOOR = 1e-2  # of float32
 
 
