@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(f"bundle: {made['bundle']} ({made['mib']} MiB, sha256 {made['sha256'][:12]})")
         for file, differences in made["parity"].items():
-            worst = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+            worst = ", ".join(f"{name} {value:.4g}" for name, value in differences.items())
             print(f"  {file}: differences from torch in onnxruntime: {worst}")
         print(f'try it: weakseg predict IMAGE --bundle "{made["bundle"]}" --output masks')
     return 0

@@ -35,7 +35,7 @@ class Tolerance:
 
 FP32 = Tolerance(raw_cam_rtol=1e-4, cam01_atol=1e-4, label_agreement=0.999)
 FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995, floor=1.0, quiet=0.5)
-INT8 = Tolerance(raw_cam_rtol=float("inf"), cam01_atol=float("inf"), label_agreement=0.0, miou_points=1.0)
+INT8 = Tolerance(float("inf"), float("inf"), label_agreement=0.0, miou_points=1.0, floor=1.0, quiet=0.5)
 FP16_ERROR = 1e-2  # of outputs, relative to an image's largest value, on training images: more, and a layer stays float
 INT8_AGREEMENT = 0.98  # of label maps with float32's on held-out training images: less, and a layer stays float
 
