@@ -20,6 +20,7 @@ from torch import nn
 
 from benchmarks.line import line
 from benchmarks.measure import flops, sgemm_rate, took_turns
+from export.int8 import int8_from_fp32
 from export.onnx_from_torch import onnx_from_graphs
 from training.cams import cam as cam_method
 from training.graphs import ClassifierGraph, SegmentationGraph
@@ -30,6 +31,7 @@ from weakseg.runners import Runner, open_runner
 
 N_CLASSES, SIDES = 20, (321, 513)
 TORCH_GOALS = {"mobilenet_v2": 1.5, "resnet50": 1.2}  # by backbone
+INT8_GOALS = {"mobilenet_v2": 1.4, "resnet50": 1.8}
 OPENVINO_GOAL = 0.95
 UNIT = "images/CPU s"
 
@@ -44,6 +46,7 @@ def main() -> None:
             modules = graphs(backbone)
             paths = exported(modules, Path(folder) / backbone)
             runners = {runtime: open_runner(paths, runtime=runtime, threads=1) for runtime in runtimes}
+            runners["int8"] = open_runner(in_int8(paths), threads=1)
             for name, module in modules.items():
                 for side in SIDES:
                     compare(backbone, name, side, module, runners)
@@ -56,10 +59,11 @@ def compare(backbone: str, graph: str, side: int, module: nn.Module, runners: di
         ways[runtime] = lambda runner=runner: runner.run(graph, images)  # type: ignore[misc]
     seconds = dict(zip(ways, took_turns(*ways.values()), strict=True))
     rates = {way: 1 / spent for way, spent in seconds.items()}
-    ours, what = rates.pop("onnxruntime"), f"{backbone}.{graph}.{side}"
+    ours, what = rates["onnxruntime"], f"{backbone}.{graph}.{side}"
     line(f"runtime.ort_vs_torch.{what}", ours, rates["torch"], unit=UNIT, goal=TORCH_GOALS[backbone])
     if "openvino" in rates:
         line(f"runtime.ort_vs_openvino.{what}", ours, rates["openvino"], unit=UNIT, goal=OPENVINO_GOAL)
+    line(f"runtime.int8_vs_fp32.{what}", rates["int8"], ours, unit=UNIT, goal=INT8_GOALS[backbone])
     line(f"runtime.peak_share.{what}", flops(ways["torch"]) * ours / sgemm_rate(), unit="of a matrix product's rate")
 
 
@@ -83,6 +87,16 @@ def exported(modules: dict[str, nn.Module], folder: Path) -> dict[str, Path]:
         paths[name] = folder / f"{name}.onnx"
         paths[name].write_bytes(data)
     return paths
+
+
+def in_int8(paths: dict[str, Path]) -> dict[str, Path]:
+    """{graph: it with all layers in INT8}; random weights have no labels to judge by, and cost the same."""
+    made = {}
+    for name, path in paths.items():
+        made[name] = path.with_suffix(".int8.onnx")
+        images = [random_image(96, 128, seed)[0] for seed in range(2)]
+        made[name].write_bytes(int8_from_fp32(path.read_bytes(), images, labels=lambda _: [np.zeros(1)]).model)
+    return made
 
 
 def in_torch(module: nn.Module, images: NDArray[np.uint8]) -> Callable[[], None]:
