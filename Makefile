@@ -15,7 +15,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 .PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install everything into it
 
@@ -86,7 +86,7 @@ bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 bench-random-walk: $(STAMP)  ## the sparse random walk against the dense form
 	$(BIN)/python -m benchmarks.random_walk
 
-bench-runtime: $(STAMP)  ## exported graphs against torch and OpenVINO (`.[openvino]` first), and those of RUN=runs/demo
+bench-runtime: $(STAMP)  ## exported graphs against torch and OpenVINO (`make oracle` first), and those of RUN=runs/demo
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime
 	$(TEST_ENV) $(BIN)/python -m benchmarks.runtime_memory
 	$(TEST_ENV) $(BIN)/python -m benchmarks.bundle $(RUN)
