@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 
 from benchmarks.line import line
 from export.engine_commands import build_engines, example_images
@@ -32,8 +31,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     bundle = open_bundle(parser.parse_args().bundle)
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
     policy = bundle.manifest.input
     profile = profile_from_policy(policy, max(BATCHES))
     _, height, width, _ = profile.typical
@@ -43,7 +40,7 @@ def main() -> None:
             continue
         build_engines(bundle, "tensorrt", precision, profile, example_images(None, policy), Progress("auto"))
         paths = bundle.graph_paths(precision)
-        ours, peer = open_engines(paths), OnnxRuntimeRunner(paths, provider="CUDAExecutionProvider")
+        ours, peer = open_engines(paths), OnnxRuntimeRunner(paths, provider="cuda")
         for graph in paths:
             for n in BATCHES:
                 images = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
