@@ -26,6 +26,15 @@ def toy_bundle():
 
 
 @pytest.fixture(scope="session")
+def model(toy_bundle):
+    """The toy bundle, open."""
+    import weakseg
+
+    with weakseg.load(toy_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def colours():
     """An image with all three classes and grey background, 40 x 56, whose bottom right corner is undecided."""
     image = np.full((40, 56, 3), 128, np.uint8)

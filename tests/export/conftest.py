@@ -17,6 +17,12 @@ from training.models.classifier import ClassifierOutput
 SCALES = (0.5, 1.0, 1.5)
 
 
+@pytest.fixture(scope="session")
+def image(colours, png):
+    """A file's bytes."""
+    return png(colours)
+
+
 class Stem(nn.Module):
     """Stride 16 by four convolutions; maps at strides 4 and 16."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import weakseg
 from export import torchserve_handler
 from export.torchserve import archive_from_bundle, export_archive
 from export.torchserve_handler import options_from_headers, reply
@@ -19,17 +18,6 @@ from weakseg.bundle import open_bundle
 from weakseg.errors import BundleError
 from weakseg.masks.coco_rle import labels_from_rles
 from weakseg.masks.png import labels_from_png
-
-
-@pytest.fixture(scope="module")
-def model(toy_bundle):
-    with weakseg.load(toy_bundle, threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def image(colours, png):
-    return png(colours)
 
 
 def json_reply(model, fields):

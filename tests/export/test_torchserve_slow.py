@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 
-import weakseg
 from export.torchserve import export_archive
 from export.torchserve_server import Ports, local_torchserve
 from weakseg.masks.png import labels_from_png
@@ -33,17 +32,6 @@ pytestmark = [
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None and "JAVA_HOME" not in os.environ, reason="no Java: install openjdk-17-jre-headless"
 )
-
-
-@pytest.fixture(scope="module")
-def model(toy_bundle):
-    with weakseg.load(toy_bundle, threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def image(colours, png):
-    return png(colours)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import weakseg
 from weakseg.cam import alpha_from_threshold
 from weakseg.classes import ClassTable
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -30,12 +29,6 @@ def stub_of(serving):
 def stub(shared_serving):
     with stub_of(shared_serving) as stub:
         yield stub
-
-
-@pytest.fixture(scope="module")
-def model(toy_bundle):
-    with weakseg.load(toy_bundle, threads=1) as model:
-        yield model
 
 
 def request(data, *specs, **fields):

@@ -39,7 +39,8 @@ def test_every_field_can_come_from_the_environment():
         default = getattr(ServeConfig(), field.name)
         special = {"bundle": "", "models": "x", "threads": "1", "public_key": "x", "provider": "cpu"}
         text = special.get(field.name, str(default))
-        config_from_env({f"WEAKSEG_{field.name.upper()}": text})
+        changed = config_from_env({f"WEAKSEG_{field.name.upper()}": text})
+        assert str(getattr(changed, field.name)) == (text if text else "()")
 
 
 @pytest.mark.parametrize(

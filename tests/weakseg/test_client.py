@@ -30,12 +30,6 @@ def client(shared_serving):
         yield client
 
 
-@pytest.fixture(scope="module")
-def model(toy_bundle):
-    with weakseg.load(toy_bundle, threads=1) as model:
-        yield model
-
-
 def run(shared_serving, use, **options):
     """Run `use(client)` with an AsyncClient in a loop of its own."""
 

@@ -52,8 +52,8 @@ def test_says_what_executes_and_with_how_many_threads(runner):
 
 
 def test_fp32_is_computed_in_fp32(runner):
-    for request, _ in runner._requests.values():
-        compiled = request.get_compiled_model()
+    for graph in runner._graphs.values():
+        compiled = graph.request.get_compiled_model()
         assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
         assert compiled.get_property("NUM_STREAMS") == 1
 

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import weakseg
 from weakseg.cli import main
 from weakseg.masks.png import labels_from_png, text_of
-
-
-@pytest.fixture(scope="module")
-def model(toy_bundle):
-    with weakseg.load(toy_bundle, threads=1) as model:
-        yield model
 
 
 @pytest.fixture
