@@ -7,8 +7,10 @@ known while the graph runs; TensorRT plans memory and kernels before, and a GPU 
 from __future__ import annotations
 
 import onnx
-import onnx.parser
+import onnx_ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.labels_output import append_labels
 from weakseg.classes import IGNORE, IGNORE_U16, MAX_CLASSES_U8
 
 _LARGEST = 3.4028234e38  # of float32; NaN is not below it either
@@ -61,29 +63,12 @@ def dense_labels(data: bytes) -> bytes:
     outputs = {output.name: output for output in model.graph.output}
     if "labels" not in outputs:
         return data
-    model.graph.output.remove(outputs["labels"])
-    _drop_unused(model.graph)
     few = outputs["logits"].type.tensor_type.shape.dim[1].dim_value - 1 <= MAX_CLASSES_U8
-    kind = onnx.TensorProto.UINT8 if few else onnx.TensorProto.INT32
-    text = _NODES.replace("TYPE_NUMBER", str(kind)).replace("TYPE", onnx.TensorProto.DataType.Name(kind).lower())
-    text = text.replace("LARGEST", f"{_LARGEST:.7e}").replace("IGNORE", f"{IGNORE if few else IGNORE_U16}.0")
-    tail = onnx.parser.parse_model(text).graph
-    for node in tail.node:
-        for names in (node.input, node.output):
-            names[:] = [name if name in ("images", "logits", "labels", "") else f"dense.{name}" for name in names]
-    model.graph.node.extend(tail.node)
-    model.graph.output.append(tail.output[0])
+    model.graph.output.remove(outputs["labels"])
+    pruned = onnx_ir.from_proto(model)
+    RemoveUnusedNodesPass()(pruned)
+    model = onnx_ir.to_proto(pruned)
+    text = _NODES.replace("LARGEST", f"{_LARGEST:.7e}").replace("IGNORE", f"{IGNORE if few else IGNORE_U16}.0")
+    append_labels(model.graph, text, onnx.TensorProto.UINT8 if few else onnx.TensorProto.INT32)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove the nodes that no output needs; their order, which ONNX wants topological, stays."""
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))

@@ -78,13 +78,22 @@ def with_labels(data: bytes) -> bytes:
     n_classes = logits.type.tensor_type.shape.dim[1].dim_value - 1
     ignore = IGNORE if n_classes <= MAX_CLASSES_U8 else IGNORE_U16
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(mask_dtype(n_classes)))
-    text = _NODES.replace("TYPE_NUMBER", str(kind)).replace("TYPE", onnx.TensorProto.DataType.Name(kind).lower())
-    tail = onnx.parser.parse_model(text.replace("IGNORE", str(ignore))).graph
+    append_labels(model.graph, _NODES.replace("IGNORE", str(ignore)), kind)
+    return serialised(model)
+
+
+def append_labels(graph: onnx.GraphProto, text: str, kind: int) -> None:
+    """Add nodes, in ONNX's textual form, that compute `labels` of `images` and `logits`.
+
+    Args:
+        kind: ONNX's number of the labels' type, for TYPE and TYPE_NUMBER in the text.
+    """
+    text = text.replace("TYPE_NUMBER", str(kind)).replace("TYPE", onnx.TensorProto.DataType.Name(kind).lower())
+    tail = onnx.parser.parse_model(text).graph
     kept = {INPUT, "logits", "labels", ""}
     for node in tail.node:
         for names in (node.input, node.output):
             names[:] = [name if name in kept else _PREFIX + name for name in names]
         node.name = _PREFIX + node.output[0]
-        model.graph.node.append(node)
-    model.graph.output.append(tail.output[0])
-    return serialised(model)
+        graph.node.append(node)
+    graph.output.append(tail.output[0])

@@ -30,9 +30,7 @@ class ServeConfig:
     stream_in_flight: int = 8  # requests of one stream that are worked on at once
     threads: int | None = None  # for the network, and as many again for decoding and masks; None = all that may be used
     runtime: str = "onnxruntime"
-    provider: str | None = (
-        None  # what the runtime executes on: onnxruntime's cpu, cuda, tensorrt; None = its own choice
-    )
+    provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
     precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
     max_message_bytes: int = 32 * 2**20  # largest request and response

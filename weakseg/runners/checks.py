@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,28 +11,34 @@ from numpy.typing import NDArray
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError, DataError
 
-T = TypeVar("T")
+
+class Opened(Protocol):
+    """What a runner holds of a graph; `outputs` are their names."""
+
+    @property
+    def outputs(self) -> Iterable[str]: ...
 
 
-def check_images(images: NDArray[Any]) -> None:
-    """Raises DataError unless images are (B, H, W, 3) uint8, none of the sides 0."""
+T = TypeVar("T", bound=Opened)
+
+
+def checked_call(
+    graphs: Mapping[str, T], graph: str, images: NDArray[Any], outputs: Sequence[str] | None
+) -> tuple[T, list[str]]:
+    """What is held of the graph, and names of the outputs to return: those asked for, None = all.
+
+    Raises:
+        DataError: images are not (B, H, W, 3) uint8, or a side is 0. ConfigError: no such graph, or no such output.
+    """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape:
         raise DataError(f"images must be (B, H, W, 3) uint8, got {images.shape} {images.dtype}")
-
-
-def opened(graphs: Mapping[str, T], graph: str) -> T:
-    """The entry of a graph; ConfigError names those there are."""
     if graph not in graphs:
         raise ConfigError(f"no graph {graph!r}: expected one of {', '.join(graphs) or 'none, it is closed'}")
-    return graphs[graph]
-
-
-def wanted(graph: str, has: Sequence[str], outputs: Sequence[str] | None) -> list[str]:
-    """Names of the outputs to return: those asked for, None = all. ConfigError: one that the graph does not have."""
-    names = list(has) if outputs is None else list(outputs)
+    has = list(graphs[graph].outputs)
+    names = has if outputs is None else list(outputs)
     if not set(names) <= set(has):
         raise ConfigError(f"graph {graph} has the outputs {', '.join(has)}, got {', '.join(names)}")
-    return names
+    return graphs[graph], names
 
 
 def n_threads(threads: int | None) -> int:

@@ -6,6 +6,7 @@ The session options below are what `benchmarks/runtime.py` and `benchmarks/runti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from weakseg.errors import BundleError, ConfigError, ModelFailedError
 from weakseg.manifest import INPUT
-from weakseg.runners.checks import check_images, n_threads, opened, wanted
+from weakseg.runners.checks import checked_call, n_threads
 
 # Under our names, ONNX Runtime's and options. TF32 would leave three digits of fp32; the exhaustive search for
 # convolution kernels, and an arena that doubles, are paid again with every new size of image.
@@ -64,7 +65,7 @@ class OnnxRuntimeRunner:
         self._bind = provider != "cpu"
         self.threads = n_threads(threads)
         options = _session_options(ort, self.threads, spin)
-        self._sessions = {name: _open(ort, path, options, provider) for name, path in graphs.items()}
+        self._graphs = {name: _open(ort, path, options, provider) for name, path in graphs.items()}
 
     @property
     def provider(self) -> str:
@@ -74,18 +75,22 @@ class OnnxRuntimeRunner:
         self, graph: str, images: NDArray[np.uint8], outputs: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
         """Outputs of one graph by name; arguments and errors as `Runner.run`."""
-        check_images(images)
-        session = opened(self._sessions, graph)
-        names = wanted(graph, [output.name for output in session.get_outputs()], outputs)
+        called, names = checked_call(self._graphs, graph, images, outputs)
         execute = _run_bound if self._bind else _run
         try:
-            values = execute(session, names, np.ascontiguousarray(images))
+            values = execute(called.session, names, np.ascontiguousarray(images))
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise ModelFailedError(f"graph {graph} failed on images {images.shape}: {error}") from error
         return dict(zip(names, values, strict=True))
 
     def close(self) -> None:
-        self._sessions = {}
+        self._graphs = {}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    session: Any
+    outputs: list[str]
 
 
 def _onnxruntime() -> Any:
@@ -110,7 +115,7 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     return options
 
 
-def _open(ort: Any, path: Path, options: Any, provider: str) -> Any:
+def _open(ort: Any, path: Path, options: Any, provider: str) -> _Graph:
     asked = PROVIDERS[provider]
     try:
         session = ort.InferenceSession(str(path), options, providers=list(asked))
@@ -121,7 +126,7 @@ def _open(ort: Any, path: Path, options: Any, provider: str) -> Any:
             f"expected {path.name} to run on {asked[0][0]}, got {session.get_providers()[0]}: "
             "check drivers and libraries"
         )
-    return session
+    return _Graph(session, [output.name for output in session.get_outputs()])
 
 
 def _run(session: Any, names: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from weakseg.errors import BundleError, ConfigError, ModelFailedError
 from weakseg.manifest import INPUT
-from weakseg.runners.checks import check_images, n_threads, opened, wanted
+from weakseg.runners.checks import checked_call, n_threads
 
 TELEMETRY = "openvino_telemetry"
 
@@ -39,8 +40,7 @@ class OpenVinoRunner:
         compiled = {name: _compile(core, path, self.threads) for name, path in graphs.items()}
         devices = {device for model in compiled.values() for device in model.get_property("EXECUTION_DEVICES")}
         self._provider = f"OpenVINO {', '.join(sorted(devices))}"
-        self._requests = {name: (model.create_infer_request(), Lock()) for name, model in compiled.items()}
-        self._outputs = {name: [port.any_name for port in model.outputs] for name, model in compiled.items()}
+        self._graphs = {name: _Graph.of(model) for name, model in compiled.items()}
 
     @property
     def provider(self) -> str:
@@ -50,18 +50,30 @@ class OpenVinoRunner:
         self, graph: str, images: NDArray[np.uint8], outputs: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
         """Outputs of one graph by name; arguments and errors as `Runner.run`."""
-        check_images(images)
-        request, lock = opened(self._requests, graph)
-        names = wanted(graph, self._outputs[graph], outputs)
-        with lock:
+        called, names = checked_call(self._graphs, graph, images, outputs)
+        with called.lock:
             try:
-                request.infer({INPUT: np.ascontiguousarray(images)}, share_inputs=True, share_outputs=True)
-                return {name: request.get_tensor(name).data.copy() for name in names}  # the next call overwrites it
+                called.request.infer({INPUT: np.ascontiguousarray(images)}, share_inputs=True, share_outputs=True)
+                # Copies: the next call writes to the same memory.
+                return {name: called.request.get_tensor(name).data.copy() for name in names}
             except Exception as error:  # OpenVINO's exceptions have no common base but Exception
                 raise ModelFailedError(f"graph {graph} failed on images {images.shape}: {error}") from error
 
     def close(self) -> None:
-        self._requests = {}
+        self._graphs = {}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The one request of a compiled model: who holds the lock may use it."""
+
+    request: Any
+    lock: Lock
+    outputs: list[str]
+
+    @classmethod
+    def of(cls, model: Any) -> _Graph:
+        return cls(model.create_infer_request(), Lock(), [port.any_name for port in model.outputs])
 
 
 def _openvino() -> Any:

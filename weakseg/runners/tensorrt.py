@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from weakseg.engines import Platform, cache_folder, read_engine
 from weakseg.errors import BundleError, ConfigError, DataError, ModelFailedError
 from weakseg.manifest import INPUT
+from weakseg.runners.checks import checked_call
 from weakseg.runners.cuda import Buffer, Cuda, CudaError, Memory
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
@@ -84,14 +85,7 @@ class TensorRtRunner:
 
         DataError: images larger than the engine was built for. Larger batches are taken in pieces.
         """
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape:
-            raise DataError(f"images must be (B, H, W, 3) uint8, got {images.shape} {images.dtype}")
-        if graph not in self._engines:
-            raise ConfigError(f"no graph {graph!r}: expected one of {', '.join(self._engines) or 'none, it is closed'}")
-        engine = self._engines[graph]
-        names = list(engine.outputs) if outputs is None else list(outputs)
-        if not set(names) <= set(engine.outputs):
-            raise ConfigError(f"graph {graph} has the outputs {', '.join(engine.outputs)}, got {', '.join(names)}")
+        engine, names = checked_call(self._engines, graph, images, outputs)
         max_batch, max_height, max_width = engine.largest[:3]
         if images.shape[1] > max_height or images.shape[2] > max_width:
             raise DataError(
