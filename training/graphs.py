@@ -6,8 +6,6 @@ the image, cropped to ceil(H/4) x ceil(W/4). Sizes are computed with integers on
 
 from __future__ import annotations
 
-from math import gcd, lcm
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +31,15 @@ def whole(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple
 
 
+def view_side(size: int, eighths: int) -> int:
+    """Pixels of a view's side: eighths / 8 of the canvas's, rounded half up to whole cells, of scales < 0.5 up.
+
+    A canvas padded until all of its views are whole cells would cost 5 % more pixels on photographs of 320 x 240. The
+    two sides' scales differ a little instead, as they do in training.
+    """
+    return (size * eighths // 8 + (CANVAS // 2 if eighths >= 4 else CANVAS - 1)) // CANVAS * CANVAS
+
+
 def crop_maps(maps: Tensor, height: int, width: int, stride: int = MAP_STRIDE) -> Tensor:
     """The part of stride-s maps that covers the image: ceil(H/s) x ceil(W/s)."""
     return maps[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride]
@@ -46,9 +53,10 @@ def resize(x: Tensor, height: int, width: int) -> Tensor:
 class ClassifierGraph(nn.Module):
     """scores (B, C) in [0, 1] and raw cam (B, C, ceil(H/4), ceil(W/4)) >= 0, summed over scales and flips.
 
-    With scales (1.0,) and no flip this is the plain CAM. The canvas is padded so that every view is a whole number of
-    cells; maps of different views then line up without sub-cell shifts. Scores come from the view nearest to scale 1,
-    averaged over flips.
+    With scales (1.0,) and no flip this is the plain CAM. Every view is the whole canvas at the size of its scale in
+    whole cells, so that maps of different views line up without sub-cell shifts. Mirror images are views of their own:
+    in a batch with their originals they take half as much memory again, and 4 % more time on a CPU. Scores come from
+    the view nearest to scale 1, averaged over flips.
     """
 
     def __init__(
@@ -57,22 +65,22 @@ class ClassifierGraph(nn.Module):
         super().__init__()
         self.model, self.method, self.flip = model, method, flip
         self.eighths = _eighths(scales)
-        self.multiple = lcm(*(CANVAS * 8 // gcd(CANVAS * 8, e) for e in self.eighths), CANVAS)
-        self.n_mirrors = 2 if flip else 1
-        self.n_views = len(scales) * self.n_mirrors
+        self.n_views = len(scales) * (2 if flip else 1)
 
     def forward(self, images: Tensor) -> Outputs:
-        x = canvas_images(images, self.model.backbone.mean, self.multiple)
+        x = canvas_images(images, self.model.backbone.mean, CANVAS)
         rows, cols = x.shape[2], x.shape[3]
         nearest_to_one = min(self.eighths, key=lambda e: abs(e - 8))
         cams = []
         for e in self.eighths:
-            view = x if e == 8 else resize(x, rows * e // 8, cols * e // 8)
-            view_logits, cam = self.method.maps(self.model, _with_mirror(view) if self.flip else view)
-            cam = _without_mirror(cam) if self.flip else cam
+            view = x if e == 8 else resize(x, view_side(rows, e), view_side(cols, e))
+            view_logits, cam = self.method.maps(self.model, view)
+            if self.flip:
+                mirror_logits, mirror_cam = self.method.maps(self.model, view.flip(3))
+                view_logits, cam = (view_logits + mirror_logits) / 2, cam + mirror_cam.flip(3)
             cams.append(resize(cam, rows // MAP_STRIDE, cols // MAP_STRIDE))
             if e == nearest_to_one:
-                logits = view_logits.reshape(self.n_mirrors, -1, view_logits.shape[1]).mean(dim=0)
+                logits = view_logits
         return {
             "scores": logits.sigmoid(),
             "cam": crop_maps(torch.stack(cams).sum(dim=0), images.shape[1], images.shape[2]),
@@ -86,16 +94,16 @@ class SegmentationGraph(nn.Module):
         super().__init__()
         self.model, self.flip = model, flip
         self.eighths = _eighths(scales)
-        self.multiple = lcm(*(CANVAS * 8 // gcd(CANVAS * 8, e) for e in self.eighths), CANVAS)
 
     def forward(self, images: Tensor) -> Outputs:
-        x = canvas_images(images, self.model.backbone.mean, self.multiple)
+        x = canvas_images(images, self.model.backbone.mean, CANVAS)
         rows, cols = x.shape[2], x.shape[3]
         total = []
         for e in self.eighths:
-            view = x if e == 8 else resize(x, rows * e // 8, cols * e // 8)
-            logits = self.model(_with_mirror(view) if self.flip else view)
-            logits = _without_mirror(logits) / 2 if self.flip else logits
+            view = x if e == 8 else resize(x, view_side(rows, e), view_side(cols, e))
+            logits = self.model(view)
+            if self.flip:
+                logits = (logits + self.model(view.flip(3)).flip(3)) / 2
             total.append(resize(logits, rows // MAP_STRIDE, cols // MAP_STRIDE))
         logits = total[0] if len(total) == 1 else torch.stack(total).mean(dim=0)
         return {"logits": crop_maps(logits, images.shape[1], images.shape[2])}
@@ -112,17 +120,6 @@ class AffinityGraph(nn.Module):
         x = canvas_images(images, self.model.backbone.mean, CANVAS)
         maps = crop_maps(self.model(x), images.shape[1], images.shape[2], self.stride)
         return {"affinities": self.model.affinities(maps, self.model.radius)}
-
-
-def _with_mirror(view: Tensor) -> Tensor:
-    """(2B, ...): the view and its mirror image as one batch."""
-    return torch.cat([view, view.flip(3)])
-
-
-def _without_mirror(maps: Tensor) -> Tensor:
-    """(B, ...): maps plus the mirrored back maps of the mirror images."""
-    n = maps.shape[0] // 2  # slices, not `chunk`: the ONNX exporter cannot split a symbolic batch
-    return maps[:n] + maps[n:].flip(3)
 
 
 def _eighths(scales: tuple[float, ...]) -> list[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from training import cams
 from training.cams import cam as cam_method
-from training.graphs import ClassifierGraph, SegmentationGraph, canvas_images
+from training.graphs import ClassifierGraph, SegmentationGraph, canvas_images, view_side
 from training.models import CamClassifier, DeepLabV3Plus, build_backbone
 from training.models.classifier import ClassifierOutput
 from weakseg.cam import upsample
@@ -34,7 +36,7 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_line_up_with_the_image(scales: tuple[float, ...], flip: bool) -> None:
     """Of a linear ramp every view, flipped or not, gives the same ramp back: no shift, no squeeze."""
-    height, width = 256, 384
+    height, width = 240, 400  # no view but the first is whole cells by itself
     ramp = np.broadcast_to(np.linspace(0, 255, width), (height, width)).astype(np.float32)
     images = torch.from_numpy(np.repeat(ramp[None, ..., None], 3, axis=3))
     graph = ClassifierGraph(Blocks(), cam_method, scales, flip)
@@ -55,6 +57,14 @@ def test_outputs_cover_the_image_at_stride_4(size: tuple[int, int]) -> None:
     assert out["cam"].shape == (2, 3, *expected) and out["scores"].shape == (2, 3)
     assert logits.shape == (2, 4, *expected)
     assert out["cam"].min() >= 0 and out["scores"].min() >= 0 and out["scores"].max() <= 1
+
+
+@given(size=st.integers(1, 200).map(lambda cells: 16 * cells), eighths=st.integers(1, 32))
+def test_views_are_whole_cells_of_about_their_scale(size: int, eighths: int) -> None:
+    side = view_side(size, eighths)
+    assert side % 16 == 0 and side >= 16
+    assert abs(side - size * eighths / 8) <= (8 if eighths >= 4 else 15)
+    assert view_side(size, 8) == size
 
 
 def test_a_mirrored_image_gives_mirrored_maps() -> None:
