@@ -1,7 +1,8 @@
 """TensorRT beside onnxruntime on the same GPU: `python -m benchmarks.tensorrt BUNDLE` (`make test-gpu` runs it).
 
 Images/s from NumPy to NumPy, copies included, of every graph in every precision of a bundle, alone and in batches of 8;
-both execute the same ONNX file. Engines are built first, and compared with onnxruntime on the CPU (fp32).
+both execute the same ONNX file, but onnxruntime that of fp16 where TensorRT has bf16. Engines are built first, and
+compared with onnxruntime on the CPU (fp32).
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> None:
             continue
         build_engines(bundle, "tensorrt", precision, profile, example_images(None, policy), Progress("auto"))
         paths = bundle.graph_paths(precision)
-        ours, peer = open_engines(paths), OnnxRuntimeRunner(paths, provider="cuda")
+        peers = bundle.graph_paths("fp16") if precision == "bf16" else paths
+        ours, peer = open_engines(paths), OnnxRuntimeRunner(peers, provider="cuda")
         for graph in paths:
             for n in BATCHES:
                 images = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)

@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precisions",
         nargs="+",
-        choices=("fp16", "int8"),
+        choices=("fp16", "bf16", "int8"),
         help="of the graphs, besides float32 (default: the recipe's); INT8 is calibrated on the training images",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")

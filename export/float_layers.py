@@ -59,13 +59,14 @@ def with_fewest_float_layers(
 
 
 def output_error(run: Run, images: Sequence[NDArray[np.uint8]], expected: Sequence[Arrays]) -> float:
-    """Squared error of float outputs, relative to their squares, summed over outputs and images."""
-    return sum(
+    """Squared error of float outputs, relative to their squares, summed over outputs and images; infinite for NaN."""
+    error = sum(
         float(np.square(value - own[name]).sum() / (np.square(own[name]).sum() + 1e-12))
         for image, own in zip(images, expected, strict=False)
         for name, value in run(image).items()
         if value.dtype == np.float32
     )
+    return np.inf if np.isnan(error) else error
 
 
 def _tried(data: bytes, floats: Sequence[str], judge: Callable[[bytes], float], target: float) -> Mixed:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.fp16 import Fp16Result, fp16_within
+from export.half import Half, HalfResult, half_within
 from export.int8 import Int8Result, int8_from_fp32, label_maps
 from weakseg.datasets import Dataset
 from weakseg.errors import ParityError
@@ -20,9 +20,9 @@ from weakseg.progress import Progress
 
 N_CALIBRATION = 64  # images, evenly spaced over the training split
 CALIBRATION_MAX_SIDE = 512
-N_FP16 = 16  # of them, that float16 is judged on
+N_HALF = 16  # of them, that 16 bits are judged on
 
-Made = TypeVar("Made", Fp16Result, Int8Result)
+Made = TypeVar("Made", HalfResult, Int8Result)
 
 
 def in_precisions(
@@ -35,7 +35,7 @@ def in_precisions(
 
     Args:
         files: {graph: serialised ONNX in float32}.
-        precisions: of fp16, int8.
+        precisions: of fp16, bf16, int8.
     Returns:
         {graph: {precision: serialised ONNX}}, fp32 first.
     Raises:
@@ -43,10 +43,11 @@ def in_precisions(
     """
     forms: dict[str, dict[Precision, bytes]] = {name: {"fp32": data} for name, data in files.items()}
     images = calibration_images(train) if precisions else []
-    if "fp16" in precisions:
-        narrow = partial(fp16_within, images=images[:N_FP16])
-        for name, fp16 in _of_graphs(files, narrow, "float16", progress).items():
-            forms[name]["fp16"] = fp16.model
+    halves: tuple[Half, ...] = ("fp16", "bf16")
+    for half in (half for half in halves if half in precisions):
+        narrow = partial(half_within, images=images[:N_HALF], half=half)
+        for name, made in _of_graphs(files, narrow, half, progress).items():
+            forms[name][half] = made.model
     if "int8" in precisions:
         labels = partial(
             label_maps,

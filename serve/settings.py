@@ -31,7 +31,7 @@ class ServeConfig:
     threads: int | None = None  # for the network, and as many again for decoding and masks; None = all that may be used
     runtime: str = "onnxruntime"
     provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
     max_message_bytes: int = 32 * 2**20  # largest request and response
     max_pixels: int = MAX_PIXELS  # an image with more is refused before it is decoded

@@ -362,6 +362,8 @@ def load(
         BundleError: missing, damaged, not signed by such a key, or refused. ConfigError: the runtime or provider is
             unknown or not installed, the bundle does not have the precision, or the key cannot be used.
     """
+    if precision == "bf16" and not runtime.startswith("tensorrt"):
+        raise ConfigError(f"bf16 runs in TensorRT alone, got the runtime {runtime}: choose fp32, or fp16 on a GPU")
     opened = open_bundle(bundle, public_key=public_key)
     runner = open_runner(opened.graph_paths(precision), runtime=runtime, provider=provider, threads=threads)
     return Model(opened, runner)

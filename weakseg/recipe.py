@@ -215,7 +215,7 @@ class ExportConfig:
     name: str = "weakseg"
     version: str = "1"
     max_side: int = 1024
-    precisions: tuple[Literal["fp16", "int8"], ...] = ()
+    precisions: tuple[Literal["fp16", "bf16", "int8"], ...] = ()
     data_licence: str = "unknown"
     weights_licence: str = "unknown"
 

@@ -35,10 +35,13 @@ class Tolerance:
 
 FP32 = Tolerance(raw_cam_rtol=1e-4, cam01_atol=1e-4, label_agreement=0.999)
 FP16 = Tolerance(raw_cam_rtol=2e-2, cam01_atol=2e-2, label_agreement=0.995, floor=1.0, quiet=0.5)
+BF16 = Tolerance(raw_cam_rtol=1e-1, cam01_atol=1e-1, label_agreement=0.98, floor=1.0, quiet=0.5)
 INT8 = Tolerance(float("inf"), float("inf"), label_agreement=0.0, miou_points=1.0, floor=1.0, quiet=0.5)
-FP16_ERROR = 1e-2  # of outputs, relative to an image's largest value, on training images: more, and a layer stays float
+# Of outputs, relative to an image's largest value, on training images: more, and a layer stays float. bfloat16 has
+# three bits less than float16.
+HALF_ERROR = {"fp16": 1e-2, "bf16": 5e-2}
 INT8_AGREEMENT = 0.98  # of label maps with float32's on held-out training images: less, and a layer stays float
 
-TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32, "fp16": FP16, "int8": INT8}
+TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32, "fp16": FP16, "bf16": BF16, "int8": INT8}
 
 BATCH_ATOL = 1e-5  # same image alone or in a batch

@@ -108,7 +108,7 @@ def test_a_run_becomes_a_bundle(recipe, run_folder, networks, tmp_path, exported
 
 
 def test_other_precisions_are_proven_and_load(recipe, run_folder, networks, tmp_path, exported):
-    both = replace(recipe, export=replace(recipe.export, precisions=("fp16", "int8")))
+    both = replace(recipe, export=replace(recipe.export, precisions=("fp16", "bf16", "int8")))
     summary = bundle_from_run.export_run(both, run_folder, tmp_path, SILENT)
     opened = open_bundle(tmp_path)
     graphs = opened.manifest.graphs
@@ -120,6 +120,9 @@ def test_other_precisions_are_proven_and_load(recipe, run_folder, networks, tmp_
     image = np.full((40, 44, 3), 90, np.uint8)
     with weakseg.load(tmp_path) as fp32, weakseg.load(tmp_path, precision="fp16") as fp16:
         assert (fp32.segment(image).segmentation == fp16.segment(image).segmentation).mean() >= 0.995
+    assert graphs["segmentation"].variants["bf16"] == "segmentation.bf16.onnx"
+    with pytest.raises(ConfigError, match="bf16 runs in TensorRT alone, got the runtime onnxruntime"):
+        weakseg.load(tmp_path, precision="bf16")
     first = open_bundle(tmp_path).sha256
     bundle_from_run.export_run(both, run_folder, tmp_path, SILENT)
     assert open_bundle(tmp_path).sha256 == first  # calibration is a function of the training images

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import engine_commands, parity
 from export.dense_labels import dense_labels
 from export.engine_from_onnx import engine_from_onnx, profile_from_policy
-from export.fp16 import fp16_from_fp32
+from export.half import half_from_fp32
 from export.labels_output import with_labels
 from export.symmetric_int8 import symmetric_int8
 from weakseg.cli import main
@@ -238,6 +238,15 @@ def test_exported_graphs_are_built(exported_toys, rtx, l4, graph):
 
 
 @needs_rtx
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+@pytest.mark.parametrize("graph", ["classifier_multiscale", "segmentation"])
+def test_graphs_of_16_bits_are_built(exported_toys, rtx, l4, graph, half):
+    data = half_from_fp32(exported_toys[graph], half)
+    data = with_labels(data) if graph == "segmentation" else data
+    assert len(engine_from_onnx(rtx, graph, data, PROFILE, l4)) > 100_000
+
+
+@needs_rtx
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_an_engine_computes_in_the_types_of_its_graph(rtx, l4, kind):
     """Strongly typed: a convolution over half floats is taken as it is, one over two types is refused."""
@@ -325,10 +334,11 @@ def test_engines_compute_what_torch_does(engine, toy_graphs, exported_toys, grap
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
 @pytest.mark.parametrize("graph", ["classifier", "segmentation"])
-def test_half_precision_engines_compute_what_torch_does(engine, toy_graphs, exported_toys, graph):
-    narrow = engine(graph, fp16_from_fp32(exported_toys[graph]))
-    assert agreement(toy_graphs(0)[graph], narrow, graph, "fp16") >= TOLERANCES["fp16"].label_agreement
+def test_half_precision_engines_compute_what_torch_does(engine, toy_graphs, exported_toys, graph, half):
+    narrow = engine(graph, half_from_fp32(exported_toys[graph], half))
+    assert agreement(toy_graphs(0)[graph], narrow, graph, half) >= TOLERANCES[half].label_agreement
 
 
 def agreement(module, runner, graph, precision):

@@ -287,7 +287,7 @@ def test_graph_of_another_kind():
         (lambda m: m["graphs"]["classifier"].update(views=0), "views must be at least 1"),
         (
             lambda m: m["graphs"]["classifier"].update(variants={"fp32": "segmentation.onnx"}),
-            "variants may be fp16, int8",
+            "variants may be fp16, bf16, int8",
         ),
         (lambda m: m["graphs"]["classifier"].update(variants={"fp8": "segmentation.onnx"}), "int8, got fp8"),
         (lambda m: m["graphs"]["classifier"].update(variants={"int8": "other.onnx"}), "'other.onnx' is not in `files`"),
