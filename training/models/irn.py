@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
-from training.models.layers import freeze
+from training.models.layers import freeze, wide
 from weakseg.random_walk import pair_offsets
 
 STRIDE = 4  # pixels of a cell
@@ -49,7 +49,7 @@ class EdgeNet(nn.Module):
             F.interpolate(projection(x), size, mode="bilinear", align_corners=False).relu()
             for projection, x in zip(self.projections, maps, strict=True)
         ]
-        return self.joined(torch.cat(parts, dim=1)).float().sigmoid()  # half precision knows nothing close to 1
+        return wide(self.joined(torch.cat(parts, dim=1))).sigmoid()  # half precision knows nothing close to 1
 
     def affinities(self, edges: Tensor, radius: int) -> Tensor:
         """(B, S + 1, h, w): the S pairs of `path_affinities`, and 1 - boundary, which sets out on the walk."""

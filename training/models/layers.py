@@ -11,6 +11,11 @@ from torch import Tensor, nn
 CANVAS = 16  # the sides of what a network sees are multiples of this, at output stride 8 too
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32: what autocast has narrowed is widened, float64 (the judge of exports) stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class PhasedConv2d(nn.Conv2d):
     """A convolution whose strided sampling starts `phase` pixels later (0 or 1).
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from training.models.backbone import Backbone
+from training.models.layers import wide
 from weakseg.classes import BACKGROUND
 
 EPS = 1e-5
@@ -121,7 +122,7 @@ class PixelCorrelation(nn.Module):
 
 def of_unit_power(maps: Tensor) -> Tensor:
     """Each image's maps (B, K, h, w) divided by their root mean square."""
-    maps = maps.float()
+    maps = wide(maps)
     return maps / (maps.square().mean(dim=(1, 2, 3), keepdim=True) + EPS).sqrt()
 
 
@@ -136,7 +137,7 @@ def pcm_input(cam: Tensor, tags: Tensor | None) -> Tensor:
             and none competes (at inference the tags may not be known, and a class must not depend on others).
     Source: Wang et al. 2020, section 3.3; the suppression is in YudeWang/SEAM network/resnet38_SEAM.py only.
     """
-    d = cam.detach().float().relu()
+    d = wide(cam.detach()).relu()
     d = (d - EPS).relu() / (d.amax(dim=(2, 3), keepdim=True) + EPS)
     if tags is not None:
         d = d * tags[:, :, None, None].to(d.dtype)
@@ -161,7 +162,7 @@ def pixel_correlation(maps: Tensor, features: Tensor, sharpness: float = 1.0, li
     """
     # In full precision under autocast, too: columns are divided by sums of thousands of small numbers.
     with torch.autocast(maps.device.type, enabled=False):
-        return _correlated(maps.float(), features.float(), sharpness, limit_bytes)
+        return _correlated(wide(maps), wide(features), sharpness, limit_bytes)
 
 
 def _correlated(maps: Tensor, features: Tensor, sharpness: float, limit_bytes: int | None) -> Tensor:
