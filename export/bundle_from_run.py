@@ -49,7 +49,7 @@ from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.run_folder import read_evaluations, read_json
 from weakseg.threshold import Threshold
-from weakseg.tolerance import HALF_ERROR
+from weakseg.tolerance import CAM_MIN_SCORE, HALF_ERROR
 from weakseg.version import __version__
 
 PARITY_IMAGES = 3
@@ -136,7 +136,13 @@ def gate(
                 path = Path(temporary) / file_name(name, precision)
                 path.write_bytes(emulated(data) if precision in HALF_ERROR else data)
                 reports[path.name] = parity.check(
-                    name, graphs[name], path, images, normalisation=recipe.cam.normalisation, precision=precision
+                    name,
+                    graphs[name],
+                    path,
+                    images,
+                    normalisation=recipe.cam.normalisation,
+                    precision=precision,
+                    min_score=CAM_MIN_SCORE.get(recipe.cam.method, 0.0),
                 )
     return reports
 

@@ -25,6 +25,7 @@ from weakseg.progress import Progress
 from weakseg.runners import open_runner
 from weakseg.runners.cuda import Cuda
 from weakseg.runners.tensorrt import Library, TensorRtRunner, load_library, this_platform
+from weakseg.tolerance import CAM_MIN_SCORE
 
 TARGETS: dict[str, Library] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 MAX_SIDE = 512  # of the images that are compared; larger ones meet the same layers
@@ -94,6 +95,7 @@ def build_engines(
                 precision=precision,
                 views=bundle.manifest.graphs[graph].views,
                 max_side=bundle.manifest.input.max_side,
+                min_score=CAM_MIN_SCORE.get(bundle.manifest.cam.method, 0.0),
             )
         finally:
             runner.close()

@@ -58,12 +58,16 @@ def with_fewest_float_layers(
     return best
 
 
-def output_error(run: Run, images: Sequence[NDArray[np.uint8]], expected: Sequence[Arrays]) -> float:
-    """Squared error of float outputs, relative to their squares, summed over outputs and images; infinite for NaN."""
+def output_error(got: Sequence[Arrays], expected: Sequence[Arrays]) -> float:
+    """Squared error of float outputs, relative to their squares, summed over outputs and images; infinite for NaN.
+
+    Args:
+        got: of the first images, or of all.
+    """
     error = sum(
         float(np.square(value - own[name]).sum() / (np.square(own[name]).sum() + 1e-12))
-        for image, own in zip(images, expected, strict=False)
-        for name, value in run(image).items()
+        for outputs, own in zip(got, expected, strict=False)
+        for name, value in outputs.items()
         if value.dtype == np.float32
     )
     return np.inf if np.isnan(error) else error

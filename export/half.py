@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.float_layers import Arrays, output_error, run_of, with_fewest_float_layers
 from export.onnx_from_torch import serialised
+from export.parity import without_unlikely
 from weakseg.errors import ConfigError, ParityError
 from weakseg.tolerance import CAM_FLOOR, HALF_ERROR
 
@@ -64,6 +65,7 @@ def half_within(
     *,
     error: float | None = None,
     float_layers: Collection[str] = (),
+    min_score: float = 0.0,
 ) -> HalfResult:
     """The graph in 16 bits, with as few layers in float32 as keep its outputs within an error.
 
@@ -72,6 +74,7 @@ def half_within(
     Args:
         model: serialised ONNX. images: (H, W, 3) uint8 of the training split. float_layers: stay float32 in any case.
         error: relative to an image's largest value; None = HALF_ERROR.
+        min_score: maps of classes with a lower one are not judged; see CAM_MIN_SCORE.
     Raises:
         ParityError: the error is larger while any layer has 16 bits. ConfigError: a graph without layers.
     """
@@ -82,16 +85,22 @@ def half_within(
     layers = tuple(dict.fromkeys(read))
     run = run_of(model)
     expected = [run(image) for image in images]
+    scores = [own.get("scores") for own in expected]
+    expected = [without_unlikely(own, score, min_score) for own, score in zip(expected, scores, strict=True)]
+
+    def outputs_of(data: bytes, n_images: int) -> list[Arrays]:
+        narrow = run_of(emulated(data))
+        pairs = zip(images[:n_images], scores, strict=False)
+        return [without_unlikely(narrow(image), score, min_score) for image, score in pairs]
 
     def judge(data: bytes) -> float:
-        narrow = run_of(emulated(data))
-        return -max(_error(narrow(image), own) for image, own in zip(images, expected, strict=True))
+        return -max(_error(got, own) for got, own in zip(outputs_of(data, len(images)), expected, strict=True))
 
     made = with_fewest_float_layers(
         layers,
         lambda floats: half_from_fp32(model, half, floats),
         judge,
-        lambda data: output_error(run_of(emulated(data)), images[:HARM_IMAGES], expected),
+        lambda data: output_error(outputs_of(data, HARM_IMAGES), expected),
         -error,
         float_layers,
     )

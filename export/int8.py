@@ -145,7 +145,7 @@ def int8_from_fp32(
         layers,
         partial(quantised, graph, ranges),
         judge,
-        lambda data: output_error(run_of(data), held_out[:HARM_IMAGES], expected),
+        lambda data: output_error(list(map(run_of(data), held_out[:HARM_IMAGES])), expected),
         target,
         float_layers,
     )

@@ -17,6 +17,7 @@ from weakseg.image import read_image
 from weakseg.manifest import AFFINITY, CLASSIFIER, MULTISCALE, Manifest, Precision
 from weakseg.preprocess import InputPolicy, prepare
 from weakseg.progress import Progress
+from weakseg.tolerance import CAM_MIN_SCORE
 
 N_CALIBRATION = 64  # images, evenly spaced over the training split
 CALIBRATION_MAX_SIDE = 512
@@ -45,7 +46,8 @@ def in_precisions(
     images = calibration_images(train) if precisions else []
     halves: tuple[Half, ...] = ("fp16", "bf16")
     for half in (half for half in halves if half in precisions):
-        narrow = partial(half_within, images=images[:N_HALF], half=half)
+        min_score = CAM_MIN_SCORE.get(manifest.cam.method, 0.0)
+        narrow = partial(half_within, images=images[:N_HALF], half=half, min_score=min_score)
         for name, made in _of_graphs(files, narrow, half, progress).items():
             forms[name][half] = made.model
     if "int8" in precisions:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from weakseg.manifest import Precision
 
 CAM_FLOOR = 1e-2  # of float32
+# {CAM method: least score}: what PCM refines it first stretches to [0, 1], of a class that is not there the noise.
+CAM_MIN_SCORE = {"pcm": 0.1}
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-from export.parity import _exact
+from export.parity import _exact, compare
+from training import cams
+from training.graphs import ClassifierGraph
+from training.models import build_backbone
+from training.models.seam import SeamClassifier
+from weakseg.errors import ParityError
+from weakseg.recipe import BackboneConfig
 
 
 class Cancelling(nn.Module):
@@ -37,3 +44,40 @@ def test_a_module_without_a_float64_form_keeps_what_it_said() -> None:
 
     rounded = {"cam": np.ones((1, 1, 1, 1), np.float32)}
     assert _exact(Stuck(), np.zeros((1, 1, 1, 3), np.uint8), rounded) is rounded
+
+
+def test_networks_with_a_pcm_have_a_float64_form() -> None:
+    network = SeamClassifier(build_backbone(BackboneConfig(name="small_resnet", weights=None)), 3).eval()
+    module = ClassifierGraph(network, cams.get("pcm"))
+    images = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
+    rounded = {"cam": np.zeros(0, np.float32)}
+    exact = _exact(module, images, rounded)
+    assert exact is not rounded
+    assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
+
+
+class Fixed:
+    """A runner whose maps of the second class, which is not there, are off."""
+
+    provider = "test"
+
+    def __init__(self, off: float) -> None:
+        self.off = off
+
+    def run(self, graph, images, outputs=None):
+        n, height, width = images.shape[:3]
+        cam = np.ones((n, 2, -(-height // 4), -(-width // 4)), np.float32)
+        cam[:, 1] += self.off
+        return {"scores": np.tile(np.float32([0.9, 0.05]), (n, 1)), "cam": cam}
+
+    def close(self) -> None: ...
+
+
+def test_maps_of_unlikely_classes_are_left_out_where_that_is_asked_for() -> None:
+    images = [np.zeros((20, 24, 3), np.uint8)]
+    settings = {"normalisation": "max", "runtime": "test", "precision": "fp32", "views": 1}
+    report = compare("classifier", Fixed(0.0), Fixed(0.01), images, min_score=0.1, **settings)
+    assert report.summary()["cam"] == 0
+    for min_score in (0.0, 0.01):
+        with pytest.raises(ParityError, match="graph classifier, output cam"):
+            compare("classifier", Fixed(0.0), Fixed(0.01), images, min_score=min_score, **settings)
