@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,13 +17,15 @@ import weakseg
 from export import bundle_from_run, commands
 from export.statistics import presence_threshold
 from training import cams
+from training.models import CamClassifier, build_backbone, save_model
 from weakseg import bundle_commands
 from weakseg.bundle import open_bundle
 from weakseg.cam_file import CamFile
+from weakseg.cli import main
 from weakseg.errors import BundleError, ConfigError, ParityError, UsageError, WeightsError
 from weakseg.files import write_json_atomic
 from weakseg.progress import Progress
-from weakseg.recipe import CamConfig, DataConfig, EvaluateConfig, ExportConfig, Recipe
+from weakseg.recipe import BackboneConfig, CamConfig, DataConfig, EvaluateConfig, ExportConfig, Recipe
 from weakseg.run_folder import cam_path
 from weakseg.segmentation import labels_from_logits
 from weakseg.threshold import Threshold
@@ -163,6 +167,26 @@ def test_a_method_that_needs_gradients(recipe, run_folder, monkeypatch):
     monkeypatch.setattr(cams.get("cam"), "EXPORTABLE", False)
     with pytest.raises(ConfigError, match="needs gradients"):
         bundle_from_run.trained_graphs(recipe, run_folder, bundle_from_run.ClassTable(NAMES))
+
+
+def test_checkpoints_that_are_no_classifier_of_ours(recipe, run_folder, tmp_path, capsys):
+    """Of another architecture, of another tool, of another kind: said so, and no folder of models is made."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    file = copy / "train" / "classifier.pt"
+    classifier = CamClassifier(build_backbone(BackboneConfig(name="small_resnet", weights=None)), len(NAMES))
+    save_model(file, classifier, kind="classifier", classes=NAMES, method="cam")
+    right = torch.load(file, weights_only=True)
+    mobile = CamClassifier(build_backbone(BackboneConfig(weights=None)), len(NAMES)).state_dict()
+    for wrong, message in [
+        (right | {"state_dict": mobile}, "classifier.pt: .*Is it a file of this architecture?"),
+        (mobile, "is not a weakseg model: expected format weakseg-model-1"),
+        (right | {"kind": "affinity"}, "expected a model of kind classifier, got affinity in"),
+    ]:
+        torch.save(wrong, file)
+        assert main(["export", str(copy), "--output", str(tmp_path / "models")]) == 1
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / "models").exists()
 
 
 def test_other_classes(recipe, run_folder, networks):

@@ -210,7 +210,7 @@ def test_a_stored_model_comes_back_whole(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(model(x), loaded(x))
     assert classes == ("a", "b")
-    with pytest.raises(WeightsError, match="holds a segmentation, expected a classifier"):
+    with pytest.raises(WeightsError, match="expected a model of kind classifier, got segmentation in"):
         load_model(tmp_path / "m.pt", kind="classifier")
 
 

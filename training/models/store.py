@@ -58,7 +58,7 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
     if not isinstance(content, dict) or content.get("format") != "weakseg-model-1":
         raise WeightsError(f"{path} is not a weakseg model: expected format weakseg-model-1")
     if content["kind"] != kind:
-        raise WeightsError(f"{path} holds a {content['kind']}, expected a {kind}")
+        raise WeightsError(f"expected a model of kind {kind}, got {content['kind']} in {path}: name another file")
     classes = tuple(content["classes"])
     config = BackboneConfig(**content["backbone"])
     backbone = build_backbone(config, pretrained=False, architecture=content.get("architecture"))
