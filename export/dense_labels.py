@@ -7,10 +7,8 @@ known while the graph runs; TensorRT plans memory and kernels before, and a GPU 
 from __future__ import annotations
 
 import onnx
-import onnx_ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.labels_output import append_labels
+from export.labels_nodes import append_labels
 from weakseg.classes import IGNORE, IGNORE_U16, MAX_CLASSES_U8
 
 _LARGEST = 3.4028234e38  # of float32; NaN is not below it either
@@ -65,10 +63,23 @@ def dense_labels(data: bytes) -> bytes:
         return data
     few = outputs["logits"].type.tensor_type.shape.dim[1].dim_value - 1 <= MAX_CLASSES_U8
     model.graph.output.remove(outputs["labels"])
-    pruned = onnx_ir.from_proto(model)
-    RemoveUnusedNodesPass()(pruned)
-    model = onnx_ir.to_proto(pruned)
+    _drop_unused(model.graph)
     text = _NODES.replace("LARGEST", f"{_LARGEST:.7e}").replace("IGNORE", f"{IGNORE if few else IGNORE_U16}.0")
     append_labels(model.graph, text, onnx.TensorProto.UINT8 if few else onnx.TensorProto.INT32)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes that no output needs; their order, which ONNX wants topological, stays."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    known = [value for value in graph.value_info if value.name in needed]  # new nodes may take the names of the others
+    del graph.value_info[:]
+    graph.value_info.extend(known)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
+from export.labels_nodes import append_labels
 from export.onnx_from_torch import serialised
 from weakseg.classes import IGNORE, IGNORE_U16, MAX_CLASSES_U8, mask_dtype
-from weakseg.manifest import INPUT
-
-_PREFIX = "labels."
 
 # Cells are 4 x 4 pixels. What is not finite reaches no pixel: such an image is IGNORE throughout.
 _NODES = """
@@ -80,20 +77,3 @@ def with_labels(data: bytes) -> bytes:
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(mask_dtype(n_classes)))
     append_labels(model.graph, _NODES.replace("IGNORE", str(ignore)), kind)
     return serialised(model)
-
-
-def append_labels(graph: onnx.GraphProto, text: str, kind: int) -> None:
-    """Add nodes, in ONNX's textual form, that compute `labels` of `images` and `logits`.
-
-    Args:
-        kind: ONNX's number of the labels' type, for TYPE and TYPE_NUMBER in the text.
-    """
-    text = text.replace("TYPE_NUMBER", str(kind)).replace("TYPE", onnx.TensorProto.DataType.Name(kind).lower())
-    tail = onnx.parser.parse_model(text).graph
-    kept = {INPUT, "logits", "labels", ""}
-    for node in tail.node:
-        for names in (node.input, node.output):
-            names[:] = [name if name in kept else _PREFIX + name for name in names]
-        node.name = _PREFIX + node.output[0]
-        graph.node.append(node)
-    graph.output.append(tail.output[0])

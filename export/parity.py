@@ -149,7 +149,7 @@ def compare(
         if len(batch) > 1:
             found += _alone(likely(runner.run(graph, batch[:1])), got, size)
         for difference in found:
-            _raise_beyond(graph, difference)
+            _raise_beyond(graph, precision, difference)
             if difference.output not in worst or difference.got > worst[difference.output].got:
                 worst[difference.output] = difference
         labels = _labels(expected_mean, mean, tolerance, normalisation)
@@ -160,7 +160,7 @@ def compare(
             compared += own.size
     if compared:
         worst["labels"] = Difference("labels", "all", agreeing / compared, tolerance.label_agreement)
-        _raise_beyond(graph, worst["labels"])
+        _raise_beyond(graph, precision, worst["labels"])
     return ParityReport(graph, runtime, precision, n_cases, tuple(worst.values()))
 
 
@@ -293,12 +293,12 @@ def _full_size(logits: NDArray[np.float32], batch: NDArray[np.uint8]) -> list[ND
     return [labels_from_logits(one, *batch.shape[1:3]) for one in logits]
 
 
-def _raise_beyond(graph: str, difference: Difference) -> None:
+def _raise_beyond(graph: str, precision: Precision, difference: Difference) -> None:
     if not difference.ok:
         kind = "at least" if difference.output == "labels" else "at most"
         raise ParityError(
-            f"graph {graph}, output {difference.output}, images {difference.size} (B x H x W): expected {kind} "
-            f"{difference.allowed:g} between torch and the exported graph, got {difference.got:.3g}: "
+            f"graph {graph}, output {difference.output}, images {difference.size} (B x H x W), {precision}: expected "
+            f"{kind} {difference.allowed:g} between torch and the exported graph, got {difference.got:.3g}: "
             "it is not written; look for a layer that the exporter translates differently"
         )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -221,6 +223,12 @@ needs_rtx = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def rtx():
     return pytest.importorskip("tensorrt_rtx")
+
+
+def test_engines_are_built_where_there_is_no_torch():
+    """The extra `tensorrt` has onnx and onnxruntime, not what exports from torch."""
+    absent = "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx_ir', 'onnxscript'], None))"
+    subprocess.run([sys.executable, "-c", f"{absent}; import export.engine_commands"], check=True)
 
 
 @pytest.fixture(scope="module")
