@@ -81,3 +81,40 @@ def test_maps_of_unlikely_classes_are_left_out_where_that_is_asked_for() -> None
     for min_score in (0.0, 0.01):
         with pytest.raises(ParityError, match="graph classifier, output cam"):
             compare("classifier", Fixed(0.0), Fixed(0.01), images, min_score=min_score, **settings)
+
+
+class Noisy(nn.Module):
+    """Two maps, of which float32 loses the second one: a small difference of large numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1e8, 0.5]))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        large, small = self.weight
+        size = [images.shape[0], 1, -(-images.shape[1] // 4), -(-images.shape[2] // 4)]
+        noisy = (large + small) - large
+        return {"cam": torch.cat([torch.ones(size), noisy.expand(size)], dim=1)}
+
+
+class Exact:
+    provider = "test"
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+
+    def run(self, graph, images, outputs=None):
+        n, height, width = images.shape[:3]
+        cam = np.full((n, 2, -(-height // 4), -(-width // 4)), 0.4, np.float32)
+        cam[:, 0] = self.first
+        return {"cam": cam}
+
+    def close(self) -> None: ...
+
+
+def test_maps_that_torch_itself_cannot_compute_say_nothing() -> None:
+    images = [np.zeros((20, 24, 3), np.uint8)]
+    settings = {"normalisation": "max", "runtime": "test", "precision": "fp32", "views": 1}
+    assert compare("classifier", Noisy(), Exact(1.0), images, **settings).summary()["cam"] == 0
+    with pytest.raises(ParityError, match=r"graph classifier, output cam, images 1x20x24 \(B x H x W\), fp32"):
+        compare("classifier", Noisy(), Exact(1.01), images, **settings)
