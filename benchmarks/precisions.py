@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.line import line
 from benchmarks.measure import took_turns
+from benchmarks.runtime import INT8_GOALS
 from export.bundle_from_run import export_run
 from export.commands import read_recipe
 from training.pseudo_label import scored_indices
@@ -35,7 +36,6 @@ from weakseg.scoring import Confusion
 from weakseg.text import table
 
 N_TIMED = 5
-GOALS = {"mobilenet_v2": 1.4, "resnet50": 1.8}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = read(recipe.data, recipe.evaluate.splits[-1])
         spent = timed(made, [read_image(sample.image) for sample in dataset.samples[:N_TIMED]])
         scores = scored(recipe, made, dataset)
+        goal = INT8_GOALS.get(recipe.backbone.name)
         for graph, seconds in spent.items():
             if "int8" in seconds:
                 rates = (N_TIMED / seconds["int8"], N_TIMED / seconds["fp32"])
-                line(f"runtime.int8_vs_fp32.{graph}", *rates, unit="images/CPU s", goal=GOALS.get(recipe.backbone.name))
+                line(f"runtime.int8_vs_fp32.{graph}", *rates, unit="images/CPU s", goal=goal)
         if "int8" in scores:
             lost = 100 * (scores["fp32"][0] - scores["int8"][0])
             line("runtime.int8_miou_loss", lost, unit="points of mIoU", cost=True, goal=1.0)

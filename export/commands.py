@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from weakseg.errors import UsageError
+from weakseg.manifest import PRECISIONS
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.records import RecordError, from_json
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precisions",
         nargs="+",
-        choices=("fp16", "bf16", "int8"),
+        choices=PRECISIONS[1:],
         help="of the graphs, besides float32 (default: the recipe's); INT8 is calibrated on the training images",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")

@@ -56,19 +56,19 @@ def test_networks_with_a_pcm_have_a_float64_form() -> None:
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
-class Fixed:
-    """A runner whose maps of the second class, which is not there, are off."""
+class Constant:
+    """A runner of two maps that have one value each."""
 
     provider = "test"
 
-    def __init__(self, off: float) -> None:
-        self.off = off
+    def __init__(self, *values: float, scores: tuple[float, ...] = ()) -> None:
+        self.values, self.scores = values, scores
 
     def run(self, graph, images, outputs=None):
         n, height, width = images.shape[:3]
-        cam = np.ones((n, 2, -(-height // 4), -(-width // 4)), np.float32)
-        cam[:, 1] += self.off
-        return {"scores": np.tile(np.float32([0.9, 0.05]), (n, 1)), "cam": cam}
+        cam = np.empty((n, 2, -(-height // 4), -(-width // 4)), np.float32)
+        cam[:] = np.float32(self.values)[:, None, None]
+        return {"cam": cam} | ({"scores": np.tile(np.float32(self.scores), (n, 1))} if self.scores else {})
 
     def close(self) -> None: ...
 
@@ -76,11 +76,12 @@ class Fixed:
 def test_maps_of_unlikely_classes_are_left_out_where_that_is_asked_for() -> None:
     images = [np.zeros((20, 24, 3), np.uint8)]
     settings = {"normalisation": "max", "runtime": "test", "precision": "fp32", "views": 1}
-    report = compare("classifier", Fixed(0.0), Fixed(0.01), images, min_score=0.1, **settings)
+    reference, off = (Constant(1.0, value, scores=(0.9, 0.05)) for value in (1.0, 1.01))
+    report = compare("classifier", reference, off, images, min_score=0.1, **settings)
     assert report.summary()["cam"] == 0
     for min_score in (0.0, 0.01):
         with pytest.raises(ParityError, match="graph classifier, output cam"):
-            compare("classifier", Fixed(0.0), Fixed(0.01), images, min_score=min_score, **settings)
+            compare("classifier", reference, off, images, min_score=min_score, **settings)
 
 
 class Noisy(nn.Module):
@@ -97,24 +98,9 @@ class Noisy(nn.Module):
         return {"cam": torch.cat([torch.ones(size), noisy.expand(size)], dim=1)}
 
 
-class Exact:
-    provider = "test"
-
-    def __init__(self, first: float) -> None:
-        self.first = first
-
-    def run(self, graph, images, outputs=None):
-        n, height, width = images.shape[:3]
-        cam = np.full((n, 2, -(-height // 4), -(-width // 4)), 0.4, np.float32)
-        cam[:, 0] = self.first
-        return {"cam": cam}
-
-    def close(self) -> None: ...
-
-
 def test_maps_that_torch_itself_cannot_compute_say_nothing() -> None:
     images = [np.zeros((20, 24, 3), np.uint8)]
     settings = {"normalisation": "max", "runtime": "test", "precision": "fp32", "views": 1}
-    assert compare("classifier", Noisy(), Exact(1.0), images, **settings).summary()["cam"] == 0
+    assert compare("classifier", Noisy(), Constant(1.0, 0.4), images, **settings).summary()["cam"] == 0
     with pytest.raises(ParityError, match=r"graph classifier, output cam, images 1x20x24 \(B x H x W\), fp32"):
-        compare("classifier", Noisy(), Exact(1.01), images, **settings)
+        compare("classifier", Noisy(), Constant(1.01, 0.4), images, **settings)
