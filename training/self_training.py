@@ -33,8 +33,11 @@ def check(config: SegConfig) -> None:
         )
 
 
-def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, progress: Progress) -> None:
-    """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped."""
+def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, progress: Progress) -> int:
+    """Writes labels/<split>/<id>.png beside the model; of several processes each a share. Goes on where it stopped.
+
+    Returns: how many this process has written.
+    """
     config, folder = recipe.evaluate, model_path.parent
     logits_of = network(config, model_path)
     fields = {"mask": "self_training", "recipe": recipe.name, "seed": recipe.seed, "sure": sure}
@@ -50,6 +53,7 @@ def relabel(recipe: Recipe, model_path: Path, dataset: Dataset, sure: float, pro
         labels = sure_labels(logits_of(image), np.array(sample.tags), *image.shape[:2], sure)
         write_bytes_atomic(path(sample), png_from_labels(labels, voc_palette(), text))
     distributed.wait()
+    return len(todo)
 
 
 def sure_labels(

@@ -51,15 +51,17 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     labels = label_source(recipe, folder)
     if isinstance(labels, PseudoMasks):
         check_labelled(labels, dataset, progress, advice=LOWER_BAND)
+    n_images = 0
     for n in range(1, recipe.train_seg.rounds):
         earlier = folder / stage / f"round-{n}"
         if not (earlier / "segmentation.pt").is_file():
-            _train(recipe, folder, dataset, labels, earlier, progress)
+            n_images += _train(recipe, folder, dataset, labels, earlier, progress)["n_images"]
         distributed.wait()
-        self_training.relabel(recipe, earlier / "segmentation.pt", dataset, recipe.train_seg.sure, progress)
+        n_images += self_training.relabel(recipe, earlier / "segmentation.pt", dataset, recipe.train_seg.sure, progress)
         labels = PseudoMasks(earlier, dataset.split, self_training.FOLDER)
         check_labelled(labels, dataset, progress, advice=f"lower train_seg.sure, {recipe.train_seg.sure}")
-    return _train(recipe, folder, dataset, labels, folder / stage, progress)
+    summary = _train(recipe, folder, dataset, labels, folder / stage, progress)
+    return summary | {"n_images": n_images + summary["n_images"]}
 
 
 def _train(

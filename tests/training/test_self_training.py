@@ -41,11 +41,13 @@ def test_the_second_round_learns_from_the_first_and_goes_on_where_it_stopped(
     recipe = replace(recipe, train_seg=replace(recipe.train_seg, rounds=2, sure=0.3), evaluate=evaluated)
     for module, stage in ((train_classifier, "train"), (make_cams, "cam"), (pseudo_label, "pseudo_label")):
         module.run(recipe, tmp_path, stage=stage, progress=QUIET)
-    train_segmentation.run(recipe, tmp_path, stage="train_seg", progress=QUIET)
+    done = train_segmentation.run(recipe, tmp_path, stage="train_seg", progress=QUIET)
     first, second = tmp_path / "train_seg/round-1", tmp_path / "train_seg"
     before = {path: path.read_bytes() for path in (first / "segmentation.pt", second / "segmentation.pt")}
     assert before[first / "segmentation.pt"] != before[second / "segmentation.pt"]
     samples = list(read(recipe.data, "train"))
+    per_round = done["steps"] * recipe.train_seg.optim.batch_size
+    assert done["n_images"] == 2 * per_round + len(samples)
     for sample in samples:
         made = mask_path(first, "train", sample.id, FOLDER).read_bytes()
         assert set(np.unique(labels_from_png(made))) <= {0, IGNORE, *(c + 1 for c in sample.tags)}
