@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +15,11 @@ from typing import Annotated
 import tyro
 
 from serve.logs import set_up
-from serve.models import find_bundles
-from serve.server import Server, serve
-from serve.settings import ServeConfig, config_from_env
+from serve.models import BundleFolder, find_bundles
+from serve.server import Server, loader, serve
+from serve.settings import ServeConfig, read_config, telling, toml_from_config
 from weakseg.bundle import MANIFEST
+from weakseg.errors import WeaksegError
 
 DEMO_BUNDLES = Path("runs/demo/bundle")
 
@@ -26,25 +28,52 @@ DEMO_BUNDLES = Path("runs/demo/bundle")
 class Arguments:
     """Serve model bundles over gRPC (weakseg.v1.SegmentationService), with health, reflection and metrics.
 
-    Every flag below but --demo and --json is also an environment variable: --max-batch 4 is WEAKSEG_MAX_BATCH=4.
+    Every flag below but --demo, --check and --json is also an environment variable, and a key of the file that --config
+    names: --max-batch 4 is WEAKSEG_MAX_BATCH=4 and max_batch = 4. Flags win over variables, these over the file.
     """
 
-    config: Annotated[ServeConfig, tyro.conf.arg(name="")] = field(default_factory=ServeConfig)
+    settings: Annotated[ServeConfig, tyro.conf.arg(name="")] = field(default_factory=ServeConfig)
+    config: Path | None = None  # TOML file of settings; also WEAKSEG_CONFIG
     demo: bool = False  # serve the bundle of `weakseg demo`; trains it first where there is none
-    json: bool = False  # print one JSON object about the ports and models to stdout once they are open
+    check: bool = False  # verify the bundles, print the settings as such a file, and exit
+    json: bool = False  # print one JSON object, about ports and models once they are open or for --check, to stdout
 
 
 def main(argv: Sequence[str]) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
-    default = Arguments(config=config_from_env())
-    arguments = tyro.cli(Arguments, args=list(argv), default=default, prog="weakseg serve")
-    config = arguments.config
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    file = first.parse_known_args(argv)[0].config
+    default = Arguments(settings=read_config(file), config=file)
+    with telling({name: "--" + name.replace("_", "-") for name in ServeConfig.model_fields}):
+        arguments = tyro.cli(Arguments, args=list(argv), default=default, prog="weakseg serve")
+    config = arguments.settings
     if arguments.demo:
-        config = replace(config, bundle=(*config.bundle, demo_bundle(DEMO_BUNDLES)))
+        config = config.model_copy(update={"bundle": (*config.bundle, demo_bundle(DEMO_BUNDLES))})
     folders = find_bundles(config.bundle, config.models)
+    if arguments.check:
+        return check(config, folders, as_json=arguments.json)
     set_up(config.log_format, config.log_level)
     asyncio.run(serve(config, folders, print_json if arguments.json else print_hint))
     return 0
+
+
+def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:
+    """Load each bundle as a server would, then print what it would be told; 1 when one cannot be loaded."""
+    failures = {}
+    for folder in folders:
+        try:
+            loader(config)(folder.path).close()
+        except WeaksegError as error:
+            failures[f"{folder.name}/{folder.version}"] = str(error)
+    if as_json:
+        models = [f"{folder.name}/{folder.version}" for folder in folders]
+        print(json.dumps({"settings": config.model_dump(mode="json"), "models": models, "failures": failures}))
+    else:
+        print(toml_from_config(config), end="")
+    for model, failure in failures.items():
+        print(f"{model}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def demo_bundle(bundles: Path) -> Path:

@@ -42,7 +42,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = `weakseg.load` with the configured runtime, provider and threads.
+    load: opens a bundle; None = as configured.
     """
 
     def __init__(
@@ -53,15 +53,7 @@ class Server:
         self.metrics_port = 0
         self.metrics = Metrics()
         self.threads = config.threads or usable_cpus()
-        load = load or partial(
-            weakseg.load,
-            runtime=config.runtime,
-            provider=config.provider,
-            precision=config.precision,
-            threads=self.threads,
-            public_key=config.public_key,
-        )
-        self.models = Models(folders, load, self._on_model_change)
+        self.models = Models(folders, load or loader(config), self._on_model_change)
         self.health = Health(self.models)
         self.pipeline = Pipeline(
             self.metrics,
@@ -185,6 +177,18 @@ class Server:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def loader(config: ServeConfig) -> Callable[[Path], Model]:
+    """`weakseg.load` as configured."""
+    return partial(
+        weakseg.load,
+        runtime=config.runtime,
+        provider=config.provider,
+        precision=config.precision,
+        threads=config.threads or usable_cpus(),
+        public_key=config.public_key,
+    )
 
 
 async def serve(config: ServeConfig, folders: Sequence[BundleFolder], on_start: Callable[[Server], None]) -> None:

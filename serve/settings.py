@@ -1,100 +1,131 @@
-"""What the server is told: flags over `WEAKSEG_*` environment variables over defaults."""
+"""What the server is told: flags over `WEAKSEG_*` environment variables over a TOML file over defaults."""
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from weakseg.engines import CACHE_VARIABLE
 from weakseg.errors import ConfigError
 from weakseg.image import MAX_PIXELS
 
-ENV_PREFIX = "WEAKSEG_"
+PREFIX = "WEAKSEG_"
+FILE_VARIABLE = "WEAKSEG_CONFIG"
+OF_OTHERS = {FILE_VARIABLE, CACHE_VARIABLE, "WEAKSEG_SEALED"}
+# What Kubernetes sets in every pod beside a Service whose name begins with "weakseg": no settings, though one may be
+# called like one, WEAKSEG_PORT=tcp://10.0.0.1:8500.
+SERVICE_LINK = re.compile(r"WEAKSEG_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
+SERVICE_ADDRESS = ("tcp://", "udp://", "sctp://")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class ServeConfig:
-    """Each field is a flag, `--max-batch 4`, and an environment variable, `WEAKSEG_MAX_BATCH=4`."""
+class ServeConfig(BaseModel):
+    """Each field is a flag, `--max-batch 4`, an environment variable, `WEAKSEG_MAX_BATCH=4`, and a key of the file."""
 
-    bundle: tuple[Path, ...] = ()  # bundle folders, <name>/<version>
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Annotated[tuple[Path, ...], NoDecode] = ()  # bundle folders, <name>/<version>
     models: Path | None = None  # a folder of bundles: <models>/<name>/<version>
     host: str = "0.0.0.0"
-    port: int = 8500  # gRPC; 0 = a free one
-    metrics_port: int = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
-    max_batch: int = 8  # images that go through a network together
-    max_delay_ms: float = 2.0  # longest wait for a batch to fill
-    queue_limit: int = 64  # requests in the server beyond one batch; one more is refused
-    stream_in_flight: int = 8  # requests of one stream that are worked on at once
-    threads: int | None = None  # for the network, and as many again for decoding and masks; None = all that may be used
+    port: Port = 8500  # gRPC; 0 = a free one
+    metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
+    max_batch: Positive = 8  # images that go through a network together
+    max_delay_ms: Seconds = 2.0  # longest wait for a batch to fill
+    queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
+    stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
+    threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
     runtime: str = "onnxruntime"
     provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
-    max_message_bytes: int = 32 * 2**20  # largest request and response
-    max_pixels: int = MAX_PIXELS  # an image with more is refused before it is decoded
+    max_message_bytes: Annotated[int, Field(ge=1024, lt=2**31)] = 32 * 2**20  # largest request and response
+    max_pixels: Positive = MAX_PIXELS  # an image with more is refused before it is decoded
     reflection: bool = False  # let grpcurl and others list the services
-    drain_delay_s: float = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
-    drain_grace_s: float = 30.0  # how long requests in the server may then take to finish
+    drain_delay_s: Seconds = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
+    drain_grace_s: Seconds = 30.0  # how long requests in the server may then take to finish
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    def __post_init__(self) -> None:
-        at_least = {
-            "port": 0,
-            "metrics_port": 0,
-            "max_batch": 1,
-            "max_delay_ms": 0,
-            "queue_limit": 1,
-            "stream_in_flight": 1,
-            "max_message_bytes": 1024,
-            "max_pixels": 1,
-            "drain_delay_s": 0,
-            "drain_grace_s": 0,
-        }
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads must be at least 1, got {self.threads}: leave it out for all that may be used")
-        for name in ("port", "metrics_port"):
-            if getattr(self, name) > 65535:
-                raise ConfigError(f"{name} must be at most 65535, got {getattr(self, name)}")
-        if self.max_message_bytes >= 2**31:
-            raise ConfigError(f"max_message_bytes must be below 2 GiB, got {self.max_message_bytes}")
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
 
-def config_from_env(env: Mapping[str, str] = os.environ) -> ServeConfig:
-    """Defaults, overridden by `WEAKSEG_<FIELD>`; several bundles are joined by `:` (the path separator).
+class _Environment(BaseSettings, ServeConfig):
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
 
+
+def read_config(file: Path | None = None) -> ServeConfig:
+    """Defaults, overridden by a TOML file, overridden by `WEAKSEG_<FIELD>`; several bundles are joined by `:`.
+
+    Args:
+        file: None = the one that WEAKSEG_CONFIG names, if it does.
     Raises:
-        ConfigError: a value of the wrong type or range; the message names the variable.
+        ConfigError: no such file, an unknown key or variable, a value of the wrong type or range; says where it stands.
     """
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(ServeConfig):
-        variable = ENV_PREFIX + field.name.upper()
-        if variable in env:
-            values[field.name] = _value(variable, env[variable], str(field.type))
-    return ServeConfig(**values)
+    named = os.environ.get(FILE_VARIABLE)
+    path = file or (Path(named) if named else None)
+    of_file = {} if path is None else _read_file(path)
+    of_environment = _read_environment()
+    names = {key: f"{path}: {key}" for key in of_file} | {key: PREFIX + key.upper() for key in of_environment}
+    with telling(names):
+        return ServeConfig(**of_file | of_environment)
 
 
-def _value(variable: str, text: str, kind: str) -> Any:
-    """`text` as the annotation `kind` of a field asks for it."""
-    if kind.startswith("Literal"):
-        options = [option.strip(" '\"") for option in kind[len("Literal[") : -1].split(",")]
-        if text not in options:
-            raise ConfigError(f"{variable} must be one of {', '.join(options)}, got {text!r}")
-        return text
-    if kind == "bool":
-        if text.lower() not in ("1", "true", "0", "false"):
-            raise ConfigError(f"{variable} must be true or false, got {text!r}")
-        return text.lower() in ("1", "true")
-    if kind == "tuple[Path, ...]":
-        return tuple(Path(part) for part in text.split(os.pathsep) if part)
-    parse = {"str": str, "str | None": str, "int": int, "float": float, "Path | None": Path, "int | None": int}[kind]
+def toml_from_config(config: ServeConfig) -> str:
+    """What `read_config` reads; settings that are None are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())  # JSON's forms are TOML's, too
+
+
+@contextmanager
+def telling(names: Mapping[str, str]) -> Iterator[None]:
+    """Pydantic's errors as one ConfigError of one line; `names` says what a field is called where its value stands."""
     try:
-        return parse(text)
-    except ValueError:
-        raise ConfigError(f"{variable} must be {kind.removesuffix(' | None')}, got {text!r}") from None
+        yield
+    except ValidationError as error:
+        said = []
+        for one in error.errors():
+            field = str(one["loc"][0])
+            text = one["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
+            said.append(f"{names.get(field, field)} must be {text}, got {one['input']!r}")
+        raise ConfigError("; ".join(said)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"expected a TOML file of settings at {path}, got: {error}") from error
+    for key in values:
+        if key not in ServeConfig.model_fields:
+            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, ServeConfig.model_fields)}")
+    return values
+
+
+def _read_environment() -> dict[str, Any]:
+    known = {PREFIX + field.upper() for field in ServeConfig.model_fields} | OF_OTHERS
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable not in known and not SERVICE_LINK.fullmatch(variable):
+            raise ConfigError(f"unknown environment variable {variable}{_nearest(variable, known)}")
+    found = EnvSettingsSource(_Environment)()
+    return {key: value for key, value in found.items() if not str(value).startswith(SERVICE_ADDRESS)}
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f": did you mean {near[0]}?" if near else ": `weakseg serve --help` lists what there is"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import grpc
@@ -159,6 +160,27 @@ def test_wrong_flags_and_variables_are_usage_errors(monkeypatch, capsys):
     monkeypatch.setenv("WEAKSEG_PORT", "http")
     assert main(["serve"]) == 2
     assert "WEAKSEG_PORT" in capsys.readouterr().err
+
+
+def test_check_loads_the_bundles_prints_the_settings_and_opens_no_port(toy_bundle, tmp_path, monkeypatch, capsys):
+    assert main(["serve", "--check", "--bundle", str(toy_bundle), "--port", "1", "--max-batch", "3"]) == 0
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert (shown["port"], shown["max_batch"], shown["bundle"]) == (1, 3, [str(toy_bundle)])
+
+    (tmp_path / "settings.toml").write_text(f"bundle = [{json.dumps(str(toy_bundle))}]\nmax_batch = 3\n")
+    monkeypatch.setenv("WEAKSEG_PORT", "1")
+    assert main(["serve", "--check", "--json", "--config", str(tmp_path / "settings.toml"), "--max-batch", "4"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["settings"]["port"], shown["settings"]["max_batch"], shown["failures"]) == (1, 4, {})
+    assert shown["models"] == [f"{toy_bundle.parent.name}/{toy_bundle.name}"]
+
+    broken = tmp_path / "toy" / "2"
+    shutil.copytree(toy_bundle, broken)
+    (broken / "segmentation.onnx").write_bytes(b"no graph")
+    assert main(["serve", "--check", "--bundle", str(broken)]) == 1
+    assert "segmentation.onnx" in capsys.readouterr().err
+    assert main(["serve", "--check", "--bundle", str(toy_bundle), "--max-batch", "0"]) == 2
+    assert "--max-batch must be at least 1" in capsys.readouterr().err
 
 
 def test_demo_serves_the_newest_bundle_and_makes_one_where_there_is_none(tmp_path, monkeypatch, capsys):
