@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from serve.access import CLIENT, Access
 from serve.metrics import Metrics
 from weakseg import errors
 
@@ -29,6 +30,7 @@ DOMAIN = "weakseg"
 SERVICE = "weakseg.v1.SegmentationService"
 
 log = logging.getLogger("serve.errors")
+audit = logging.getLogger("serve.audit")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Row:
     """How a class of errors is told: `retry_s` becomes RetryInfo, `field` BadRequest, `resource` ResourceInfo."""
 
     code: grpc.StatusCode
-    retry_s: float | None = None
+    retry_s: float | None = None  # used when the error says nothing more exact
     field: str | None = None  # path used when the error names none
     resource: bool = False
 
@@ -53,6 +55,9 @@ TABLE: dict[type[errors.WeaksegError], Row] = {
     errors.QueueFullError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=0.25),
     errors.ResponseTooLargeError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.DeadlineTooShortError: Row(grpc.StatusCode.DEADLINE_EXCEEDED),
+    errors.UnauthenticatedError: Row(grpc.StatusCode.UNAUTHENTICATED),
+    errors.PermissionDeniedError: Row(grpc.StatusCode.PERMISSION_DENIED),
+    errors.RateLimitedError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, retry_s=1.0),
 }
 # The one class whose code depends on its reason: a limit of the server, not a fault of the file.
 IMAGE_TOO_LARGE = Row(grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -74,7 +79,8 @@ def status_from_error(error: Exception, resource: str = "") -> status_pb2.Status
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if row.retry_s is not None:
-        delay = duration_pb2.Duration(nanos=round(row.retry_s * 1e9) % 10**9, seconds=int(row.retry_s))
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round((getattr(error, "retry_s", None) or row.retry_s) * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     if row.resource:
         details.append(
@@ -121,8 +127,9 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> stat
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps the handlers of every service. `running` counts calls of ours, for a drain to wait on."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, access: Access) -> None:
         self._metrics = metrics
+        self._access = access
         self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -146,16 +153,33 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        wrapped = self._wrap(getattr(handler, kind), kind, handler_call_details.method)
+        path = handler_call_details.method
+        try:
+            caller = self._access.caller(path, _authorization(handler_call_details))
+        except (errors.UnauthenticatedError, errors.PermissionDeniedError) as error:
+            # As a stream: of these gRPC reads no message before it calls the handler, and this one reads none.
+            return grpc.stream_stream_rpc_method_handler(self._wrap(self._refusal(error, path), kind, path, ""))
+        wrapped = self._wrap(getattr(handler, kind), kind, path, caller)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
-    def _wrap(self, behaviour: Any, kind: str, path: str) -> Any:
+    def _refusal(self, error: errors.ServiceError, path: str) -> Any:
+        async def refuse(request: Any, context: Any) -> None:  # noqa: ARG001
+            fields = {"method": path, "peer": context.peer(), "reason": error.reason, "message": str(error)}
+            audit.warning("denied", extra={"fields": fields})
+            self._metrics.rejected.labels(error.reason).inc()
+            raise error
+
+        return refuse
+
+    def _wrap(self, behaviour: Any, kind: str, path: str, caller: str) -> Any:
         async def call(request: Any, context: Any) -> Any:
+            CLIENT.set(caller or address_of(context.peer()))
             async with self._observe(kind, path, request, context):
                 return await behaviour(request, context)
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
+            CLIENT.set(caller or address_of(context.peer()))
             async with self._observe(kind, path, request, context):
                 async for response in behaviour(request, context):
                     yield response
@@ -199,6 +223,16 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self.running -= 1
             if not self.running:
                 self._idle.set()
+
+
+def address_of(peer: str) -> str:
+    """gRPC's name of a peer without its port: ipv4:10.0.0.1:5000 -> ipv4:10.0.0.1."""
+    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> str | None:
+    values = [value for key, value in details.invocation_metadata or () if key == "authorization"]
+    return str(values[0]) if values else None
 
 
 def model_name(ref: Any) -> str:

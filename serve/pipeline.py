@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.access import CLIENT
 from serve.batcher import BatchAnswer, Batcher, BatchRecord
 from serve.metrics import Metrics
+from serve.rate_limit import RateLimit
 from weakseg.errors import (
     DataError,
     DrainingError,
@@ -80,12 +82,14 @@ class Pipeline:
         max_delay_s: float,
         queue_limit: int,
         max_pixels: int,
+        rate_limit: RateLimit,
     ) -> None:
         self.limit = queue_limit + max_batch
         self.inflight = 0
         self.draining = False
         self._metrics = metrics
         self._max_pixels = max_pixels
+        self._rate_limit = rate_limit
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
         # One runner thread: the runtime spreads one execution over all cores, two at once would only share them. The
@@ -111,7 +115,7 @@ class Pipeline:
         """The encoded answer to one image; `encode` runs in a thread.
 
         Raises:
-            DrainingError, QueueFullError: before anything was done.
+            DrainingError, QueueFullError, RateLimitedError: before anything was done.
             ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
             OutputUnsupportedError: the server lacks what an output needs.
         """
@@ -130,6 +134,7 @@ class Pipeline:
             raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
         if self.inflight >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} requests at once, got one more: try again later")
+        self._rate_limit.take(CLIENT.get(), monotonic())
         self._set_inflight(self.inflight + 1)
         try:
             yield

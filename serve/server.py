@@ -21,13 +21,16 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
+from serve.access import Access
 from serve.health import Health
 from serve.interceptors import SERVICE, Edge
 from serve.metrics import Metrics, MetricsServer
 from serve.models import BundleFolder, Entry, Models, ModelState
 from serve.pipeline import Pipeline
+from serve.rate_limit import RateLimit
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
+from serve.tls import Certificates
 from weakseg import crf
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
@@ -62,8 +65,10 @@ class Server:
             max_delay_s=config.max_delay_ms / 1000,
             queue_limit=config.queue_limit,
             max_pixels=config.max_pixels,
+            rate_limit=RateLimit(config.rate_limit, config.rate_burst),
         )
-        self._edge = Edge(self.metrics)
+        self._edge = Edge(self.metrics, Access(config.tokens))
+        self._certificates = None if config.tls is None else Certificates(config.tls)
         self._http: MetricsServer | None = None
         self._grpc: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,7 +83,7 @@ class Server:
         self.metrics_port = self._http.port
         try:
             self._grpc = self._build()
-            self.port = _listen(self._grpc, self.config.host, self.config.port)
+            self.port = self._listen()
         except ConfigError:
             self._http.close()
             raise
@@ -143,6 +148,22 @@ class Server:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _listen(self) -> int:
+        """Bind; the port that was bound. gRPC says why not only in its own log."""
+        host, port = self.config.host, self.config.port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound: int = (
+                self._grpc.add_insecure_port(address)
+                if self._certificates is None
+                else self._grpc.add_secure_port(address, self._certificates.credentials())
+            )
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {address}: stop what uses the port or choose another with --port (0 = a free one)"
+            ) from error
+        return bound
 
     def _ready(self) -> tuple[bool, Any]:
         """For /readyz, from another thread: reads only."""
@@ -210,15 +231,3 @@ async def serve(config: ServeConfig, folders: Sequence[BundleFolder], on_start: 
             await stopping
         await server.stop(delay_s=0.0, grace_s=0.0)
     second.cancel()
-
-
-def _listen(server: Any, host: str, port: int) -> int:
-    """Bind; the port that was bound. gRPC says why only in its own log."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        bound: int = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"cannot listen on {address}: stop what uses the port or choose another with --port (0 = a free one)"
-        ) from error
-    return bound

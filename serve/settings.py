@@ -10,18 +10,21 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from serve.tls import TlsFiles
+from weakseg.channel import TOKEN_VARIABLE, is_local
 from weakseg.engines import CACHE_VARIABLE
 from weakseg.errors import ConfigError
 from weakseg.image import MAX_PIXELS
 
 PREFIX = "WEAKSEG_"
 FILE_VARIABLE = "WEAKSEG_CONFIG"
-OF_OTHERS = {FILE_VARIABLE, CACHE_VARIABLE, "WEAKSEG_SEALED"}
+OF_OTHERS = {FILE_VARIABLE, CACHE_VARIABLE, TOKEN_VARIABLE, "WEAKSEG_SEALED"}
 # What Kubernetes sets in every pod beside a Service whose name begins with "weakseg": no settings, though one may be
 # called like one, WEAKSEG_PORT=tcp://10.0.0.1:8500.
 SERVICE_LINK = re.compile(r"WEAKSEG_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
@@ -29,7 +32,7 @@ SERVICE_ADDRESS = ("tcp://", "udp://", "sctp://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ServeConfig(BaseModel):
@@ -43,7 +46,7 @@ class ServeConfig(BaseModel):
     port: Port = 8500  # gRPC; 0 = a free one
     metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
     max_batch: Positive = 8  # images that go through a network together
-    max_delay_ms: Seconds = 2.0  # longest wait for a batch to fill
+    max_delay_ms: NotNegative = 2.0  # longest wait for a batch to fill
     queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
@@ -51,13 +54,40 @@ class ServeConfig(BaseModel):
     provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
+    tls_cert: Path | None = None  # PEM file: the certificate chain of the gRPC port; read again when it changes
+    tls_key: Path | None = None  # PEM file: its key
+    tls_client_ca: Path | None = None  # PEM file: clients need a certificate that one of these has signed (mTLS)
+    tokens: Path | None = None  # TOML file of the tokens that may call, see docs/security.md; None = everybody may
+    plaintext_tokens: bool = False  # take tokens without TLS from other machines: where the network encrypts
+    rate_limit: NotNegative = 0.0  # images a second from one token, or else one address; 0 = any
+    rate_burst: Positive = 32  # of them at once, after a pause
     max_message_bytes: Annotated[int, Field(ge=1024, lt=2**31)] = 32 * 2**20  # largest request and response
     max_pixels: Positive = MAX_PIXELS  # an image with more is refused before it is decoded
     reflection: bool = False  # let grpcurl and others list the services
-    drain_delay_s: Seconds = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
-    drain_grace_s: Seconds = 30.0  # how long requests in the server may then take to finish
+    drain_delay_s: NotNegative = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
+    drain_grace_s: NotNegative = 30.0  # how long requests in the server may then take to finish
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @model_validator(mode="after")
+    def _check_access(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise PydanticCustomError("tls", "tls_cert and tls_key go together: give both or none")
+        if self.tls_client_ca is not None and self.tls is None:
+            raise PydanticCustomError("tls", "tls_client_ca needs tls_cert and tls_key")
+        if self.tokens is not None and self.tls is None and not self.plaintext_tokens and not is_local(self.host):
+            raise PydanticCustomError(
+                "tokens",
+                "tokens need tls_cert and tls_key, or anybody on the way could read them; where the network encrypts, "
+                "set plaintext_tokens",
+            )
+        return self
 
     @field_validator("bundle", mode="before")
     @classmethod
@@ -100,6 +130,9 @@ def telling(names: Mapping[str, str]) -> Iterator[None]:
     except ValidationError as error:
         said = []
         for one in error.errors():
+            if not one["loc"]:  # of several fields
+                said.append(one["msg"])
+                continue
             field = str(one["loc"][0])
             text = one["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
             said.append(f"{names.get(field, field)} must be {text}, got {one['input']!r}")

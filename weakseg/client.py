@@ -12,7 +12,6 @@ they met first until the server no longer has it.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any, Literal, Unpack, overload
 
 import grpc
 
+from weakseg.channel import AccessOptions, channel_options, credentials, metadata
 from weakseg.client_state import KnownModel, OnError, StreamOrder
 from weakseg.errors import ModelNotFoundError, WeaksegError
 from weakseg.model import Source
@@ -38,8 +38,6 @@ from weakseg.wire_errors import error_from_rpc
 
 TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 32 * 2**20
-KEEPALIVE_MS = 30_000
-SERVICE = "weakseg.v1.SegmentationService"
 
 
 class Client:
@@ -50,6 +48,7 @@ class Client:
         model: "name" or "name/version"; None = the only model there is, its newest version.
         timeout_s: for each call, retries included; streams have none.
         max_message_bytes: largest request and response; the server has its own, `ModelInfo.max_message_bytes`.
+        access: TLS and tokens, see `weakseg.channel.AccessOptions`.
     """
 
     def __init__(
@@ -59,11 +58,16 @@ class Client:
         model: str | None = None,
         timeout_s: float = TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        **access: Unpack[AccessOptions],
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
         self._known = KnownModel(model)
-        self._channel = grpc.insecure_channel(target, options=_channel_options(max_message_bytes))
+        secret, options = credentials(access), channel_options(max_message_bytes)
+        self._metadata = metadata(access, target, encrypted=secret is not None)
+        self._channel = (
+            grpc.secure_channel(target, secret, options) if secret else grpc.insecure_channel(target, options)
+        )
         self._stub = pb_grpc.SegmentationServiceStub(self._channel)
 
     def segment(
@@ -135,7 +139,7 @@ class Client:
                 else:
                     yield request
 
-        call = self._stub.SegmentStream(requests())
+        call = self._stub.SegmentStream(requests(), metadata=self._metadata)
         try:
             for response in call:
                 order.settle(response, self._known, info)
@@ -179,7 +183,8 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+            timeout_s = self.timeout_s if timeout_s is None else timeout_s
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from error
 
@@ -194,11 +199,16 @@ class AsyncClient:
         model: str | None = None,
         timeout_s: float = TIMEOUT_S,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        **access: Unpack[AccessOptions],
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
         self._known = KnownModel(model)
-        self._channel = grpc.aio.insecure_channel(target, options=_channel_options(max_message_bytes))
+        secret, options = credentials(access), channel_options(max_message_bytes)
+        self._metadata = metadata(access, target, encrypted=secret is not None)
+        self._channel = (
+            grpc.aio.secure_channel(target, secret, options) if secret else grpc.aio.insecure_channel(target, options)
+        )
         self._stub: Any = pb_grpc.SegmentationServiceStub(self._channel)
 
     async def segment(
@@ -255,7 +265,7 @@ class AsyncClient:
                 else:
                     yield request
 
-        call = self._stub.SegmentStream(requests())
+        call = self._stub.SegmentStream(requests(), metadata=self._metadata)
         try:
             async for response in call:
                 await asyncio.to_thread(order.settle, response, self._known, info)
@@ -300,31 +310,7 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return await method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
+            timeout_s = self.timeout_s if timeout_s is None else timeout_s
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from error
-
-
-def _channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
-    retry = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.1s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    # Not SegmentStream: what it was sent before it broke is lost.
-    methods = [{"service": SERVICE, "method": method} for method in ("Segment", "GetModel", "ListModels")]
-    config = {
-        "methodConfig": [{"name": methods, "retryPolicy": retry}],
-        "loadBalancingConfig": [{"round_robin": {}}],
-    }
-    return [
-        ("grpc.service_config", json.dumps(config)),
-        ("grpc.enable_retries", 1),
-        # A request above this is never sent again; gRPC's default is 256 KiB, less than most photographs.
-        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 65536),
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ]

@@ -22,7 +22,10 @@
         ├── QueueFullError          QUEUE_FULL
         ├── DeadlineTooShortError   DEADLINE_TOO_SHORT
         ├── DrainingError           DRAINING
-        └── ResponseTooLargeError   RESPONSE_TOO_LARGE
+        ├── ResponseTooLargeError   RESPONSE_TOO_LARGE
+        ├── UnauthenticatedError    UNAUTHENTICATED
+        ├── PermissionDeniedError   PERMISSION_DENIED
+        └── RateLimitedError        RATE_LIMITED
 
 A message says what was expected, what came, and what to do. `reason` is the stable machine name of it.
 """
@@ -94,7 +97,10 @@ class PartialError(WeaksegError):
 
 
 class ServiceError(WeaksegError):
+    """`retry_s`: after how many seconds the same request is worth another try; None = it is not, or nobody knows."""
+
     reason = "SERVICE"
+    retry_s: float | None = None
 
 
 class InvalidRequestError(ServiceError):
@@ -137,3 +143,19 @@ class DrainingError(ServiceError):
 
 class ResponseTooLargeError(ServiceError):
     reason = "RESPONSE_TOO_LARGE"
+
+
+class UnauthenticatedError(ServiceError):
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(ServiceError):
+    reason = "PERMISSION_DENIED"
+
+
+class RateLimitedError(ServiceError):
+    reason = "RATE_LIMITED"
+
+    def __init__(self, message: str, retry_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -40,7 +41,12 @@ class Arguments:
     provider: str | None = None  # what the runtime executes on: onnxruntime's cpu, cuda, tensorrt
     precision: Precision = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed the bundle
-    endpoint: str | None = None  # host:port of a server: run it there
+    endpoint: str | None = None  # host:port of a server: run it there; with the token of WEAKSEG_TOKEN, if that is set
+    tls: bool = False  # speak TLS to it, trusting gRPC's own list of authorities
+    ca: Path | None = None  # PEM file: speak TLS, trusting these instead
+    cert: Path | None = None  # PEM file: the certificate to show it (mTLS)
+    key: Path | None = None  # PEM file: the key of this certificate
+    plaintext_token: bool = False  # send the token without TLS: where the network encrypts
     outputs: tuple[Literal["cam", "pseudo_mask", "segmentation"], ...] = ()  # default: what the model is made for
     tags: tuple[str, ...] = ()  # names of the classes in the images, if they are the same in all
     overlay: bool = False  # also write IMAGE.overlay.png
@@ -130,9 +136,14 @@ def _results(arguments: Arguments, tasks: Sequence[Task]) -> Iterator[Result | W
     tags = arguments.tags or None
     paths = [task.image for task in tasks]
     if arguments.endpoint is not None:
+        from weakseg.channel import TOKEN_VARIABLE
         from weakseg.client import Client
 
-        with Client(arguments.endpoint) as client:
+        names = ("tls", "ca", "cert", "key", "plaintext_token")
+        access: Any = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+        if token := os.environ.get(TOKEN_VARIABLE):
+            access["token"] = token
+        with Client(arguments.endpoint, **access) as client:
             yield from client.segment_many(paths, on_error="return", outputs=outputs, tags=tags)
         return
     assert arguments.bundle is not None

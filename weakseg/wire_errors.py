@@ -32,19 +32,24 @@ def error_from_rpc(error: grpc.RpcError, target: str) -> WeaksegError:
 
 def error_from_status(status: Any) -> WeaksegError:
     """The typed error of a google.rpc.Status."""
-    reason, field = "", ""
+    reason, field, retry_s = "", "", None
     for detail in status.details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             reason = info.reason
         elif detail.Unpack(bad) and bad.field_violations:
             field = bad.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_s = retry.retry_delay.ToNanoseconds() / 1e9
     if reason in IMAGE_REASONS:
         return ImageError(status.message, reason)
     if reason == InvalidRequestError.reason:
         return InvalidRequestError(status.message, field)
     kind = {kind.reason: kind for kind in _classes(WeaksegError)}.get(reason, ServiceError)
-    return _with_reason(kind(status.message), reason)
+    error = kind(status.message)
+    if isinstance(error, ServiceError):
+        error.retry_s = retry_s
+    return _with_reason(error, reason)
 
 
 def _transport_error(code: grpc.StatusCode, message: str, target: str) -> WeaksegError:

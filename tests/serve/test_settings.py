@@ -55,11 +55,17 @@ def test_without_any_of_them_there_are_the_defaults_and_a_config_reads_none(vari
 
 
 def test_every_field_can_come_from_the_environment(monkeypatch):
-    special = {"bundle": "", "models": "x", "threads": "1", "public_key": "x", "provider": "cpu"}
+    special = {"bundle": "", "threads": "1", "provider": "cpu"}
+    paths = [name for name, field in ServeConfig.model_fields.items() if field.annotation == Path | None]
+    special |= dict.fromkeys(paths, "x")
+    together = {"tls_cert": {"tls_key"}, "tls_key": {"tls_cert"}, "tls_client_ca": {"tls_cert", "tls_key"}}
+    together["tokens"] = together["tls_client_ca"]
     for field in ServeConfig.model_fields:
         text = special.get(field, str(getattr(ServeConfig(), field)))
         with monkeypatch.context() as patch:
             patch.setenv(f"WEAKSEG_{field.upper()}", text)
+            for other in together.get(field, ()):
+                patch.setenv(f"WEAKSEG_{other.upper()}", "y")
             assert str(getattr(read_config(), field)) == (text if text else "()")
 
 

@@ -40,11 +40,13 @@ class SegmentationServiceStub(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
     IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
     RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-    RESOURCE_EXHAUSTED   QUEUE_FULL                            RetryInfo
+    RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
     NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
     FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
     UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
     DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
+    UNAUTHENTICATED      UNAUTHENTICATED                       none
+    PERMISSION_DENIED    PERMISSION_DENIED                     none
     INTERNAL             INTERNAL                              ErrorInfo.metadata["error_id"] finds it in the server's log
 
     A message above the server's limit (Model.max_message_bytes) is answered by gRPC itself: RESOURCE_EXHAUSTED without details.
@@ -93,11 +95,13 @@ class SegmentationServiceServicer(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
     IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
     RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-    RESOURCE_EXHAUSTED   QUEUE_FULL                            RetryInfo
+    RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
     NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
     FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
     UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
     DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
+    UNAUTHENTICATED      UNAUTHENTICATED                       none
+    PERMISSION_DENIED    PERMISSION_DENIED                     none
     INTERNAL             INTERNAL                              ErrorInfo.metadata["error_id"] finds it in the server's log
 
     A message above the server's limit (Model.max_message_bytes) is answered by gRPC itself: RESOURCE_EXHAUSTED without details.
@@ -179,11 +183,13 @@ class SegmentationService(object):
     INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
     IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
     RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-    RESOURCE_EXHAUSTED   QUEUE_FULL                            RetryInfo
+    RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
     NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
     FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
     UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
     DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
+    UNAUTHENTICATED      UNAUTHENTICATED                       none
+    PERMISSION_DENIED    PERMISSION_DENIED                     none
     INTERNAL             INTERNAL                              ErrorInfo.metadata["error_id"] finds it in the server's log
 
     A message above the server's limit (Model.max_message_bytes) is answered by gRPC itself: RESOURCE_EXHAUSTED without details.

@@ -1,0 +1,116 @@
+"""How the clients of weakseg/client.py reach a server: retries, balancing, TLS and tokens."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grpc
+
+from weakseg.errors import ConfigError
+
+KEEPALIVE_MS = 30_000
+TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
+SERVICE = "weakseg.v1.SegmentationService"
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class AccessOptions(TypedDict, total=False):
+    """Whom a client trusts, and who it says it is.
+
+    tls: whether to speak TLS; implied by `ca`, `cert` and `key`.
+    ca: PEM file of the authorities to trust; left out = those of gRPC's own list.
+    cert, key: PEM files of the client's certificate chain and its key, where the server asks for one (mTLS).
+    token: a bearer token. Without TLS it goes to this machine only, unless `plaintext_token` is set: for networks that
+        encrypt by themselves, as a service mesh does.
+    """
+
+    tls: bool
+    ca: str | Path
+    cert: str | Path
+    key: str | Path
+    token: str
+    plaintext_token: bool
+
+
+def credentials(options: AccessOptions) -> grpc.ChannelCredentials | None:
+    """None = no TLS.
+
+    Raises:
+        ConfigError: a file that cannot be read, half a pair, or files given beside tls=False.
+    """
+    files = [name for name in ("ca", "cert", "key") if options.get(name) is not None]
+    if not options.get("tls", bool(files)):
+        if files:
+            raise ConfigError(f"expected no {' or '.join(files)} beside tls=False: leave tls out")
+        return None
+    if ("cert" in files) != ("key" in files):
+        raise ConfigError("expected cert and key together, got one of them: mTLS needs the certificate and its key")
+    ca, cert, key = (_read(options, name) if name in files else None for name in ("ca", "cert", "key"))
+    return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def metadata(options: AccessOptions, target: str, *, encrypted: bool) -> Metadata:
+    """What goes with every call.
+
+    Raises:
+        ConfigError: a token that anybody on the way could read.
+    """
+    token = options.get("token")
+    if token is None:
+        return ()
+    if not (encrypted or options.get("plaintext_token") or is_local(target)):
+        raise ConfigError(
+            f"expected TLS to {target}, got a token without it, which anybody on the way could read: pass tls=True, or "
+            f"plaintext_token=True where the network encrypts"
+        )
+    return (("authorization", f"Bearer {token}"),)
+
+
+def is_local(target: str) -> bool:
+    """Whether what is sent to a gRPC name, or listens on a host, stays on this machine."""
+    if target.startswith("unix:"):
+        return True
+    host = target.rpartition("/")[2]
+    host = host if host.count(":") != 1 else host.partition(":")[0]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    # Not SegmentStream: what it was sent before it broke is lost.
+    methods = [{"service": SERVICE, "method": method} for method in ("Segment", "GetModel", "ListModels")]
+    config = {
+        "methodConfig": [{"name": methods, "retryPolicy": retry}],
+        "loadBalancingConfig": [{"round_robin": {}}],
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        # A request above this is never sent again; gRPC's default is 256 KiB, less than most photographs.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 65536),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ]
+
+
+def _read(options: AccessOptions, name: str) -> bytes:
+    path = Path(options[name])  # type: ignore[literal-required]
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"expected a PEM file as {name}, got {path}: {error.strerror}") from error
