@@ -134,6 +134,10 @@ class Batcher:
             self._remove(key, item)
             raise
 
+    async def call(self, function: Callable[[], None]) -> None:
+        """Run something between batches, in a thread that runs them; with one worker, while none runs."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, function)
+
     async def _dispatch(self) -> None:
         while True:
             self._wake.clear()

@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from serve.logs import set_up
-from serve.models import BundleFolder, find_bundles
+from serve.repository import BundleFolder, find_bundles
 from serve.server import Server, loader, serve
 from serve.settings import ServeConfig, read_config, telling, toml_from_config
 from weakseg.bundle import MANIFEST
@@ -50,11 +51,12 @@ def main(argv: Sequence[str]) -> int:
     config = arguments.settings
     if arguments.demo:
         config = config.model_copy(update={"bundle": (*config.bundle, demo_bundle(DEMO_BUNDLES))})
-    folders = find_bundles(config.bundle, config.models)
+    scan = partial(find_bundles, config.bundle, config.models)
+    folders = scan()
     if arguments.check:
         return check(config, folders, as_json=arguments.json)
     set_up(config.log_format, config.log_level)
-    asyncio.run(serve(config, folders, print_json if arguments.json else print_hint))
+    asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
     return 0
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from grpc_health.v1 import health, health_pb2
 
 from serve.interceptors import SERVICE
-from serve.models import Models, ModelState
+from serve.models import Models
 
 READY_SERVICES = ("", "readiness", SERVICE)
 
@@ -24,6 +24,7 @@ class Health:
     def __init__(self, models: Models) -> None:
         self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._models = models
+        self._known: set[str] = set()
         self.draining = False
 
     async def update(self) -> None:
@@ -31,10 +32,12 @@ class Health:
         ready = self._models.ready and not self.draining
         statuses = dict.fromkeys(READY_SERVICES, ready) | {"liveness": True}
         for entry in self._models.entries():
-            is_ready = entry.state is ModelState.READY and not self.draining
+            is_ready = entry.loaded is not None and not self.draining
             statuses[f"{entry.name}/{entry.version}"] = is_ready
             statuses[entry.name] = statuses.get(entry.name, False) or is_ready
-        for service, serving in statuses.items():
+        gone = dict.fromkeys(self._known - statuses.keys(), False)  # versions that are not served any more
+        self._known = set(statuses)
+        for service, serving in (statuses | gone).items():
             await self.servicer.set(service, _status(serving))
 
     async def drain(self) -> None:

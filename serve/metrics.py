@@ -61,6 +61,11 @@ class Metrics:
         self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
         self.grpc_seconds = self._seconds("grpc_server_handling_seconds", "Calls, begin to end", method)
 
+    def forget_model(self, name: str, version: str) -> None:
+        """Drop what says how a version is; counters stay, as long as it is served."""
+        for gauge in (self.model_state, self.model_load_seconds, self.model_info):
+            gauge.remove_by_labels({"model": name, "version": version})
+
     def text(self) -> bytes:
         """The exposition format, as a scrape reads it."""
         return generate_latest(self.registry)

@@ -1,20 +1,37 @@
-"""The models that a server has: where they come from, what state they are in, which one a request means."""
+"""The models that a server has: what state they are in, which one a request means, how they come and go.
+
+`reload` looks at the folders again. A version that is new or changed is loaded; one that fails leaves what was there as
+it was; one that is gone goes when its last request is answered. A model that answers is never closed under a request.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
+from typing import Any, Literal
 
-from weakseg.bundle import find_version, natural_order, read_manifest
+from serve.repository import CANARY, STABLE, BundleFolder, Labels, find_labels, stamp, weight_bytes
+from weakseg.bundle import natural_order
 from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError, WeaksegError
-from weakseg.manifest import manifest_from_bytes
+from weakseg.memory import available_bytes
 from weakseg.model import Model
+
+LoadPolicy = Literal["swap", "stop_first"]
+Key = tuple[str, str]  # name and version
+
+# Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, the first image 50 MiB.
+MEMORY_FACTOR = 2
+MEMORY_MARGIN = 64 * 2**20
 
 log = logging.getLogger("serve.models")
 
@@ -24,28 +41,42 @@ class ModelState(enum.Enum):
 
     LOADING = 1
     READY = 2
+    UNLOADING = 3
     FAILED = 4
 
 
-@dataclass(frozen=True)
-class BundleFolder:
-    """A bundle to serve, by the name and version that clients use."""
+class Loaded:
+    """A model and the requests that use it."""
 
-    name: str
-    version: str
-    path: Path
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._users = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[Model]:
+        self._users += 1
+        self.idle.clear()
+        try:
+            yield self.model
+        finally:
+            self._users -= 1
+            if not self._users:
+                self.idle.set()
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """One version of one model. `model` is set exactly while the state is READY."""
+    """One version of one model. `loaded` is set exactly while it answers; a failed reload sets `failure` beside it."""
 
     folder: BundleFolder
     state: ModelState = ModelState.LOADING
-    model: Model | None = None
+    loaded: Loaded | None = None
     failure: str = ""
     loaded_at: datetime | None = None
     load_s: float = 0.0
+    stamp: tuple[Any, ...] | None = field(default=None, repr=False)  # of the files that were tried last
 
     @property
     def name(self) -> str:
@@ -55,125 +86,255 @@ class Entry:
     def version(self) -> str:
         return self.folder.version
 
-
-def find_bundles(bundles: Sequence[Path], models: Path | None) -> list[BundleFolder]:
-    """Single bundles (as `weakseg.bundle.find_version` takes them), and every `<models>/<name>/<version>`.
-
-    Raises:
-        BundleError: a path that is no bundle.
-        ConfigError: no folder of models, two bundles of the same name and version, or nothing to serve.
-    """
-    paths = [find_version(path) for path in bundles]
-    if models is not None:
-        if not models.is_dir():
-            raise ConfigError(f"expected a folder of bundles, got {models}: it holds <name>/<version>/manifest.json")
-        paths += sorted(manifest.parent for manifest in models.glob("*/*/manifest.json"))
-    found: dict[tuple[str, str], Path] = {}
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        key = _identity(path)
-        if key in found:
-            raise ConfigError(f"{found[key]} and {path} are both {'/'.join(key)}: serve one of them")
-        found[key] = path
-    if not found:
-        raise ConfigError("no bundle to serve: pass --bundle <folder>, --models <folder> or --demo")
-    return [BundleFolder(name, version, path) for (name, version), path in found.items()]
-
-
-def _identity(path: Path) -> tuple[str, str]:
-    """Name and version from the manifest; of a damaged one, which will fail to load, from the folder."""
-    try:
-        manifest = manifest_from_bytes(read_manifest(path), str(path))
-    except WeaksegError:
-        return path.parent.name, path.name
-    return manifest.name, manifest.version
+    @property
+    def model(self) -> Model | None:
+        return None if self.loaded is None else self.loaded.model
 
 
 class Models:
-    """All versions of all models. Belongs to one event loop; loading runs in a thread."""
+    """All versions of all models. Belongs to one event loop; loading runs in a thread, one model at a time.
+
+    Args:
+        scan: the bundles that there should be.
+        load: opens one.
+        on_change: told of every entry that has changed; one that is gone is UNLOADING.
+        close: of a model that nobody uses any more; None = its own.
+        policy: `swap` loads what is new beside what it replaces, `stop_first` after it: this takes the memory of one,
+            and nothing answers in between.
+        keep: so many of the newest versions of each model, and those with a label; 0 = all.
+    """
 
     def __init__(
         self,
-        folders: Sequence[BundleFolder],
+        scan: Callable[[], Sequence[BundleFolder]],
         load: Callable[[Path], Model],
         on_change: Callable[[Entry], None],
+        *,
+        close: Callable[[Model], Awaitable[None]] | None = None,
+        policy: LoadPolicy = "swap",
+        keep: int = 0,
     ) -> None:
-        entries = [Entry(folder) for folder in folders]
-        self._entries = sorted(entries, key=lambda entry: (entry.name, natural_order(entry.version)))
+        self._scan = scan
         self._load = load
         self._on_change = on_change
+        self._close = close or (lambda model: asyncio.to_thread(model.close))
+        self._policy = policy
+        self._keep = keep
+        self._entries: dict[Key, Entry] = {}
+        self._labels: Mapping[str, Labels] = {}
+        self._reloading = asyncio.Lock()
+        self._started = False
+        folders = scan()
+        self._labels = find_labels(folders)
+        for folder in self._wanted(folders):
+            self._entries[_key(folder)] = Entry(folder)
 
     @property
     def ready(self) -> bool:
-        """Whether every model can answer. One that failed keeps a new server out of rotation, where it is noticed."""
-        return all(entry.state is ModelState.READY for entry in self._entries)
+        """Whether a load balancer may send requests.
+
+        First when every model that the server started with can answer: one that failed keeps a new server out of
+        rotation, where it is noticed. From then on as long as every model has a version that can.
+        """
+        by_name: dict[str, list[bool]] = {}
+        for entry in self._entries.values():
+            by_name.setdefault(entry.name, []).append(entry.loaded is not None)
+        if not self._started:
+            return all(all(answers) for answers in by_name.values())
+        return bool(by_name) and all(any(answers) for answers in by_name.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being loaded."""
+        return not self._reloading.locked() and all(e.state is not ModelState.LOADING for e in self._entries.values())
 
     def entries(self) -> list[Entry]:
         """By name, then version."""
-        return list(self._entries)
+        return [self._entries[key] for key in sorted(self._entries, key=_order)]
+
+    def labels_of(self, entry: Entry) -> list[str]:
+        labels = self._labels.get(entry.name)
+        return sorted(label for label, version in labels.versions.items() if version == entry.version) if labels else []
 
     async def load_all(self) -> None:
-        """Load one after the other; a model that cannot be loaded is FAILED and stops no other."""
-        for entry in self._entries:
-            await self._load_one(entry)
+        """Load what there is, one after the other; a model that cannot be loaded is FAILED and stops no other."""
+        await self.reload()
+        self._started = self.ready
 
-    def get(self, name: str, version: str) -> Entry:
+    async def reload(self) -> None:
+        """Look at the folders again, and load, replace and drop what has changed in them."""
+        async with self._reloading:
+            try:
+                folders = await asyncio.to_thread(self._scan)
+                labels = await asyncio.to_thread(find_labels, folders)
+            except WeaksegError as error:
+                log.error("models not reloaded", extra={"fields": {"failure": str(error)}})
+                return
+            self._labels = labels
+            there = {_key(folder): folder for folder in folders}
+            wanted = {_key(folder) for folder in self._wanted(folders)}
+            await self._unload_all(key for key in self._entries if key not in there)
+            if self._policy == "stop_first":
+                await self._unload_all(key for key in self._entries if key not in wanted)
+            for key in sorted(wanted, key=_order):
+                await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
+            for name in sorted({name for name, _ in wanted}):
+                await self._replace(name, wanted, there)
+            self._started = self._started or self.ready
+
+    async def _replace(self, name: str, wanted: Set[Key], there: Mapping[Key, BundleFolder]) -> None:
+        """Older versions go once the new ones answer; where none of these can, the newest that can comes back."""
+        if all(self._entries[key].loaded is not None for key in wanted if key[0] == name):
+            await self._unload_all(key for key in self._entries if key[0] == name and key not in wanted)
+            return
+        older = sorted((key for key in there if key[0] == name and key not in wanted), key=_order, reverse=True)
+        for key in older:
+            if any(entry.loaded is not None for entry in self._entries.values() if entry.name == name):
+                return
+            await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
+
+    def _wanted(self, folders: Sequence[BundleFolder]) -> list[BundleFolder]:
+        newest_first = sorted(folders, key=lambda folder: _order(_key(folder)), reverse=True)
+        rank: Counter[str] = Counter()
+        found = []
+        for folder in newest_first:
+            rank[folder.name] += 1
+            labels = self._labels.get(folder.name, Labels({}))
+            if not self._keep or rank[folder.name] <= self._keep or folder.version in labels.versions.values():
+                found.append(folder)
+        return found
+
+    def get(self, name: str, version: str, key: str = "") -> Entry:
         """The entry that a request means, in whatever state.
 
-        An empty name means the only model there is; an empty version the newest that is ready, or the newest at all.
+        An empty name means the only model there is. A version is one, or a label; an empty one means the label `stable`
+        (`canary` for its share of the requests) or, without labels, the newest that can answer, or the newest at all.
 
+        Args:
+            key: requests of the same key get the same of `stable` and `canary`; empty = each is drawn.
         Raises:
             ModelNotFoundError: no such model or version; the message lists what there is.
         """
-        names = sorted({entry.name for entry in self._entries})
-        if not name and len(names) > 1:
+        entries = self.entries()
+        names = sorted({entry.name for entry in entries})
+        if not name and len(names) != 1:
             raise ModelNotFoundError(f"expected the name of a model, got none: one of {', '.join(names)}")
-        versions = [entry for entry in self._entries if entry.name == (name or names[0])]
+        versions = {entry.version: entry for entry in entries if entry.name == (name or names[0])}
         if not versions:
             raise ModelNotFoundError(f"no model {name!r}: this server has {', '.join(names)}")
+        name = name or names[0]
+        labels = self._labels.get(name, Labels({}))
+        if not version and STABLE not in labels.versions:
+            newest_first = list(reversed(versions.values()))
+            return next((entry for entry in newest_first if entry.loaded is not None), newest_first[0])
         if not version:
-            return next((entry for entry in reversed(versions) if entry.state is ModelState.READY), versions[-1])
-        for entry in versions:
-            if entry.version == version:
-                return entry
-        known = ", ".join(entry.version for entry in versions)
-        raise ModelNotFoundError(f"no version {version!r} of model {versions[0].name!r}: there is {known}")
+            canary = versions.get(labels.versions.get(CANARY, ""))
+            drawn = canary is not None and canary.loaded is not None and _share(key) < labels.canary_percent
+            version = CANARY if drawn else STABLE
+        found = versions.get(version) or versions.get(labels.versions.get(version, ""))
+        if found is None:
+            known = ", ".join([*versions, *labels.versions])
+            raise ModelNotFoundError(f"no version {version!r} of model {name!r}: there is {known}")
+        return found
 
-    def get_ready(self, name: str, version: str) -> tuple[Entry, Model]:
-        """As `get`, and able to answer.
+    @contextmanager
+    def use(self, name: str, version: str, key: str = "") -> Iterator[tuple[Entry, Model]]:
+        """As `get`, and able to answer; it stays so until the end of the context.
 
         Raises:
             ModelNotFoundError, ModelLoadingError, ModelFailedError
         """
-        entry = self.get(name, version)
-        if entry.state is ModelState.FAILED:
+        entry = self.get(name, version, key)
+        if entry.loaded is None and entry.state is ModelState.FAILED:
             raise ModelFailedError(f"model {entry.name}/{entry.version} could not be loaded: {entry.failure}")
-        if entry.model is None:
+        if entry.loaded is None:
             raise ModelLoadingError(f"model {entry.name}/{entry.version} is being loaded: try again in a moment")
-        return entry, entry.model
+        with entry.loaded.in_use() as model:
+            yield entry, model
 
-    def close(self) -> None:
-        for entry in self._entries:
-            if entry.model is not None:
-                entry.model.close()
+    async def close(self) -> None:
+        for entry in self._entries.values():
+            if entry.loaded is not None:
+                await self._close_unused(entry.loaded)
 
-    async def _load_one(self, entry: Entry) -> None:
+    async def _refresh(self, entry: Entry, folder: BundleFolder) -> None:
+        """Load it if it is new, was moved, or has changed since it was last tried."""
+        now = await asyncio.to_thread(stamp, folder.path)
+        if entry.stamp == now and entry.folder == folder:
+            return
+        entry.stamp, entry.folder = now, folder
+        if entry.loaded is not None and self._policy == "stop_first":
+            await self._release(entry, ModelState.LOADING)
+        if entry.loaded is None:
+            self._change(entry, ModelState.LOADING)
         started = monotonic()
-        self._on_change(entry)
         try:
-            entry.model = await asyncio.to_thread(self._load, entry.folder.path)
+            model = await asyncio.to_thread(_load_checked, self._load, folder.path)
         except WeaksegError as error:
             self._failed(entry, str(error))
         except Exception:
             log.exception("loading %s/%s failed", entry.name, entry.version)
             self._failed(entry, "internal error: the server's log says more")
         else:
-            entry.state, entry.loaded_at = ModelState.READY, datetime.now(UTC)
-            entry.load_s = monotonic() - started
+            before, entry.loaded = entry.loaded, Loaded(model)
+            entry.failure, entry.loaded_at, entry.load_s = "", datetime.now(UTC), monotonic() - started
+            self._change(entry, ModelState.READY)
             fields = {"model": entry.name, "version": entry.version, "seconds": round(entry.load_s, 3)}
-            log.info("model ready", extra={"fields": fields})
-        self._on_change(entry)
+            log.info(
+                "model ready",
+                extra={"fields": fields | {"sha256": model.bundle.sha256, "replaced": before is not None}},
+            )
+            if before is not None:
+                await self._close_unused(before)
 
     def _failed(self, entry: Entry, failure: str) -> None:
-        entry.state, entry.failure = ModelState.FAILED, failure
-        fields = {"model": entry.name, "version": entry.version, "failure": failure}
+        entry.failure = failure
+        fields = {"model": entry.name, "version": entry.version, "failure": failure, "kept": entry.loaded is not None}
         log.error("model failed", extra={"fields": fields})
+        self._change(entry, ModelState.FAILED if entry.loaded is None else ModelState.READY)
+
+    async def _unload_all(self, keys: Iterable[Key]) -> None:
+        for key in list(keys):
+            await self._unload(self._entries.pop(key))
+
+    async def _unload(self, entry: Entry) -> None:
+        await self._release(entry, ModelState.UNLOADING)
+        log.info("model unloaded", extra={"fields": {"model": entry.name, "version": entry.version}})
+
+    async def _release(self, entry: Entry, state: ModelState) -> None:
+        loaded, entry.loaded = entry.loaded, None
+        self._change(entry, state)
+        if loaded is not None:
+            await self._close_unused(loaded)
+
+    async def _close_unused(self, loaded: Loaded) -> None:
+        await loaded.idle.wait()
+        await self._close(loaded.model)
+
+    def _change(self, entry: Entry, state: ModelState) -> None:
+        entry.state = state
+        self._on_change(entry)
+
+
+def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:
+    """Refuses a bundle that would not fit beside what is loaded, while nothing has been taken yet."""
+    needed, available = MEMORY_FACTOR * weight_bytes(folder) + MEMORY_MARGIN, available_bytes()
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"expected about {needed >> 20} MiB of free memory to load it, got {available >> 20} MiB: give the server "
+            "more, serve fewer versions, or replace them with load_policy stop_first"
+        )
+    return load(folder)
+
+
+def _key(folder: BundleFolder) -> Key:
+    return folder.name, folder.version
+
+
+def _order(key: Key) -> tuple[str, list[tuple[int, int, str]]]:
+    return key[0], natural_order(key[1])
+
+
+def _share(key: str) -> float:
+    """0 to 100: of equal keys the same, of many keys evenly spread."""
+    return random.random() * 100 if not key else zlib.crc32(key.encode()) % 10_000 / 100

@@ -111,6 +111,10 @@ class Pipeline:
         for pool in (self._decoders, self._finishers):
             await asyncio.to_thread(pool.shutdown)
 
+    async def close_model(self, model: Model) -> None:
+        """When no execution of its graphs is under way any more, such as for a caller that has gone."""
+        await self._batcher.call(model.close)
+
     async def segment(self, job: Job, encode: Callable[[Answer], T]) -> T:
         """The encoded answer to one image; `encode` runs in a thread.
 

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
@@ -25,9 +26,10 @@ from serve.access import Access
 from serve.health import Health
 from serve.interceptors import SERVICE, Edge
 from serve.metrics import Metrics, MetricsServer
-from serve.models import BundleFolder, Entry, Models, ModelState
+from serve.models import Entry, Models, ModelState
 from serve.pipeline import Pipeline
 from serve.rate_limit import RateLimit
+from serve.repository import BundleFolder
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
 from serve.tls import Certificates
@@ -35,6 +37,7 @@ from weakseg import crf
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
 from weakseg.model import Model
+from weakseg.preprocess import fitted_size
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LAG_EVERY_S = 0.5
@@ -49,15 +52,16 @@ class Server:
     """
 
     def __init__(
-        self, config: ServeConfig, folders: Sequence[BundleFolder], load: Callable[[Path], Model] | None = None
+        self,
+        config: ServeConfig,
+        scan: Callable[[], Sequence[BundleFolder]],
+        load: Callable[[Path], Model] | None = None,
     ) -> None:
         self.config = config
         self.port = 0
         self.metrics_port = 0
         self.metrics = Metrics()
         self.threads = config.threads or usable_cpus()
-        self.models = Models(folders, load or loader(config), self._on_model_change)
-        self.health = Health(self.models)
         self.pipeline = Pipeline(
             self.metrics,
             threads=self.threads,
@@ -67,6 +71,15 @@ class Server:
             max_pixels=config.max_pixels,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
         )
+        self.models = Models(
+            scan,
+            load or loader(config),
+            self._on_model_change,
+            close=self.pipeline.close_model,
+            policy=config.load_policy,
+            keep=config.keep_versions,
+        )
+        self.health = Health(self.models)
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._certificates = None if config.tls is None else Certificates(config.tls)
         self._http: MetricsServer | None = None
@@ -90,7 +103,7 @@ class Server:
         self.pipeline.start()
         await self.health.update()
         await self._grpc.start()
-        self._spawn(self._load_models())
+        self._spawn(self._watch_models())
         self._spawn(self._warm_up())
         self._spawn(self._watch_lag())
         fields = {
@@ -104,8 +117,12 @@ class Server:
 
     async def wait_loaded(self) -> None:
         """Until no model is loading any more."""
-        while any(entry.state is ModelState.LOADING for entry in self.models.entries()):
+        while not self.models.settled:
             await asyncio.sleep(0.01)
+
+    def reload(self) -> None:
+        """Begin to look for models that are new, changed or gone."""
+        self._spawn(self.models.reload())
 
     async def stop(self, *, delay_s: float | None = None, grace_s: float | None = None) -> None:
         """Drain and close, as the module says; None = as configured."""
@@ -120,8 +137,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.models.close()
         await self.pipeline.close()
-        self.models.close()
         if self._http is not None:
             self._http.close()
         log.info("stopped", extra={"fields": {"all_finished": idle}})
@@ -173,16 +190,21 @@ class Server:
 
     def _on_model_change(self, entry: Entry) -> None:
         labels = (entry.name, entry.version)
-        for state in ModelState:
-            self.metrics.model_state.labels(*labels, state.name).set(entry.state is state)
+        self.metrics.forget_model(*labels)
+        if entry.state is not ModelState.UNLOADING:
+            for state in ModelState:
+                self.metrics.model_state.labels(*labels, state.name).set(entry.state is state)
         if entry.model is not None:
             self.metrics.model_load_seconds.labels(*labels).set(entry.load_s)
             sha256, provider = entry.model.bundle.sha256, entry.model.runner.provider
             self.metrics.model_info.labels(*labels, sha256, provider, str(self.threads)).set(1)
         self._spawn(self.health.update())
 
-    async def _load_models(self) -> None:
+    async def _watch_models(self) -> None:
         await self.models.load_all()
+        while self.config.poll_s:
+            await asyncio.sleep(self.config.poll_s)
+            await self.models.reload()
 
     async def _warm_up(self) -> None:
         """The first pseudo-mask should not wait for the CRF's kernels; the log says whether there is a CRF at all."""
@@ -201,25 +223,40 @@ class Server:
 
 
 def loader(config: ServeConfig) -> Callable[[Path], Model]:
-    """`weakseg.load` as configured."""
-    return partial(
-        weakseg.load,
-        runtime=config.runtime,
-        provider=config.provider,
-        precision=config.precision,
-        threads=config.threads or usable_cpus(),
-        public_key=config.public_key,
-    )
+    """`weakseg.load` as configured, and every graph run once: the first request should not wait for kernels.
+
+    A bundle that loads and cannot run is told now, before anybody asks.
+    """
+
+    def load(path: Path) -> Model:
+        model = weakseg.load(
+            path,
+            runtime=config.runtime,
+            provider=config.provider,
+            precision=config.precision,
+            threads=config.threads or usable_cpus(),
+            public_key=config.public_key,
+        )
+        for width, height in config.warm_up_sizes:
+            shape = fitted_size(height, width, replace(model.manifest.input, policy="fit"))
+            for graph in model.manifest.graphs:
+                model.runner.run(graph, np.zeros((1, *shape, 3), np.uint8))
+        return model
+
+    return load
 
 
-async def serve(config: ServeConfig, folders: Sequence[BundleFolder], on_start: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `on_start` is called when the ports are open."""
+async def serve(
+    config: ServeConfig, scan: Callable[[], Sequence[BundleFolder]], on_start: Callable[[Server], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the models. `on_start` is called when the ports are open."""
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server = Server(config, folders)
+    server = Server(config, scan)
     await server.start()
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
     on_start(server)
     first = await signals.get()
     stopping = asyncio.ensure_future(server.stop(delay_s=0.0 if first is signal.SIGINT else None))

@@ -99,18 +99,19 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         code = grpc.StatusCode.OK
         try:
             check_request(request, self._config.max_pixels)
-            entry, model = self._models.get_ready(request.model.name, request.model.version)
-            labels = (entry.name, entry.version)
-            job = Job(
-                entry.name,
-                entry.version,
-                model,
-                image_from_message(request.image),
-                request_from_message(request, model),
-                deadline,
-            )
-            encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
-            response = await self._pipeline.segment(job, encode)
+            asked = request.model
+            with self._models.use(asked.name, asked.version, request.request_id) as (entry, model):
+                labels = (entry.name, entry.version)
+                job = Job(
+                    entry.name,
+                    entry.version,
+                    model,
+                    image_from_message(request.image),
+                    request_from_message(request, model),
+                    deadline,
+                )
+                encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
+                response = await self._pipeline.segment(job, encode)
         except asyncio.CancelledError as error:
             failure, code = error, code_of_cancellation(deadline is not None and deadline <= monotonic())
             raise
@@ -152,6 +153,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             ref=pb.ModelRef(name=entry.name, version=entry.version),
             state=pb.ModelState.ValueType(entry.state.value),
             failure=entry.failure,
+            labels=self._models.labels_of(entry),
             max_batch_size=self._config.max_batch,
             max_image_pixels=self._config.max_pixels,
             max_message_bytes=self._config.max_message_bytes,

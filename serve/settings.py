@@ -42,6 +42,10 @@ class ServeConfig(BaseModel):
 
     bundle: Annotated[tuple[Path, ...], NoDecode] = ()  # bundle folders, <name>/<version>
     models: Path | None = None  # a folder of bundles: <models>/<name>/<version>
+    poll_s: NotNegative = 0.0  # how often to look for models that are new, changed or gone; 0 = at SIGHUP only
+    load_policy: Literal["swap", "stop_first"] = "swap"  # load what is new beside what it replaces, or after it
+    keep_versions: Annotated[int, Field(ge=0)] = 0  # newest versions of each model, and those with a label; 0 = all
+    warm_up: Annotated[tuple[str, ...], NoDecode] = ("500x375",)  # sizes of images that a loaded model is run on first
     host: str = "0.0.0.0"
     port: Port = 8500  # gRPC; 0 = a free one
     metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
@@ -89,7 +93,20 @@ class ServeConfig(BaseModel):
             )
         return self
 
-    @field_validator("bundle", mode="before")
+    @property
+    def warm_up_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) each."""
+        return [(int(width), int(height)) for width, _, height in (size.partition("x") for size in self.warm_up)]
+
+    @field_validator("warm_up")
+    @classmethod
+    def _check_sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for size in value:
+            if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
+                raise PydanticCustomError("size", "sizes as WIDTHxHEIGHT, such as 500x375")
+        return value
+
+    @field_validator("bundle", "warm_up", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value

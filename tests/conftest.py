@@ -83,7 +83,10 @@ class GatedRunner:
 
 
 class Serving:
-    """A server in a thread of its own. `runner` is the gated runner of the model that was loaded last."""
+    """A server in a thread of its own. `runner` is the gated runner of the model that was loaded last.
+
+    folders: bundles, or a function that looks for them; None = the toy ones.
+    """
 
     def __init__(self, folders=None, load=None, wait_loaded=True, **config):
         from serve.server import Server
@@ -132,12 +135,13 @@ class Serving:
         assert not self._thread.is_alive()
 
     async def _main(self, make, config):
-        from serve.models import find_bundles
+        from serve.repository import find_bundles
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
             folders = find_bundles([], TOY_MODELS) if self._folders is None else self._folders
-            server = make(config, folders, self._load)
+            scan = folders if callable(folders) else lambda: folders
+            server = make(config, scan, self._load)
             await server.start()
         except BaseException as error:
             self._started.set_exception(error)

@@ -20,7 +20,7 @@ from PIL import Image
 
 import weakseg
 from serve.interceptors import TABLE, code_from_error, status_from_error
-from serve.models import BundleFolder
+from serve.repository import BundleFolder
 from weakseg import errors
 from weakseg.model import Model
 from weakseg.preprocess import InputPolicy

@@ -7,7 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
-from serve.models import BundleFolder
+from serve.repository import BundleFolder
 
 LONG_S = 60.0
 READY = ("", "readiness", "weakseg.v1.SegmentationService")

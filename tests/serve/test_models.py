@@ -1,58 +1,101 @@
 import asyncio
-import shutil
+import logging
+from types import SimpleNamespace
 
 import pytest
 
-from serve.models import BundleFolder, Models, ModelState, find_bundles
-from weakseg.errors import BundleError, ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError
+import serve.models
+from serve.models import Models, ModelState
+from serve.repository import BundleFolder
+from weakseg.errors import BundleError, ModelFailedError, ModelLoadingError, ModelNotFoundError
 
 
-class Loaded:
-    closed = False
+class Opened:
+    """A model as far as `Models` looks at it: it tells what was in its folder, and whether it was closed."""
+
+    def __init__(self, path):
+        self.content = (path / "manifest.json").read_text()
+        if self.content == "damaged":
+            raise BundleError("damaged: copy it again")
+        if self.content == "secret":
+            raise RuntimeError("secret")
+        self.bundle = SimpleNamespace(sha256=self.content)
+        self.closed = False
 
     def close(self):
         self.closed = True
 
 
-def models(tmp_path, *ids, load=lambda path: Loaded()):
-    folders = [BundleFolder(*id_.split("/"), tmp_path / id_) for id_ in ids]
-    return Models(folders, load, lambda entry: None)
+class Repository:
+    """Folders of bundles that can be written, and the models over them with a record of every change."""
+
+    def __init__(self, root, **options):
+        self.root = root
+        self.options = options
+        self.changes = []
+
+    def put(self, id_, content="good"):
+        path = self.root / id_ / "manifest.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def remove(self, id_):
+        (self.root / id_ / "manifest.json").unlink()
+
+    def scan(self):
+        paths = [path.parent for path in sorted(self.root.glob("*/*/manifest.json"))]
+        return [BundleFolder(path.parent.name, path.name, path) for path in paths]
+
+    def open(self):
+        return Models(self.scan, Opened, self._changed, **self.options)
+
+    def _changed(self, entry):
+        self.changes.append((f"{entry.name}/{entry.version}", entry.state.name))
 
 
-def test_the_newest_version_by_natural_order(tmp_path):
-    made = models(tmp_path, "toy/10", "toy/9", "toy/2")
-    asyncio.run(made.load_all())
-    assert made.get("", "").version == "10"
-    assert made.get_ready("toy", "9")[0].version == "9"
-    assert [entry.version for entry in made.entries()] == ["2", "9", "10"]
+@pytest.fixture
+def repository(tmp_path):
+    def make(*ids, **options):
+        made = Repository(tmp_path, **options)
+        for id_ in ids:
+            made.put(id_)
+        return made
+
+    return make
 
 
-def test_the_newest_version_that_is_ready(tmp_path):
-    def load(path):
-        if path.name == "10":
-            raise BundleError("damaged: copy it again")
-        return Loaded()
-
-    made = models(tmp_path, "toy/9", "toy/10", load=load)
-    with pytest.raises(ModelLoadingError, match="toy/10"):
-        made.get_ready("toy", "")
-    asyncio.run(made.load_all())
-    assert made.get("toy", "").version == "9"
-    assert not made.ready
-    with pytest.raises(ModelFailedError, match="damaged: copy it again"):
-        made.get_ready("toy", "10")
+def states(models):
+    return {f"{entry.name}/{entry.version}": entry.state.name for entry in models.entries()}
 
 
-def test_a_fault_of_ours_does_not_show_and_stops_no_other_model(tmp_path, caplog):
-    def load(path):
-        if path.name == "1":
-            raise RuntimeError("secret")
-        return Loaded()
+async def test_the_newest_version_by_natural_order(repository):
+    models = repository("toy/10", "toy/9", "toy/2").open()
+    await models.load_all()
+    assert models.get("", "").version == "10"
+    assert models.get("toy", "9").version == "9"
+    assert [entry.version for entry in models.entries()] == ["2", "9", "10"]
 
-    made = models(tmp_path, "toy/1", "toy/2", load=load)
-    asyncio.run(made.load_all())
-    assert [entry.state for entry in made.entries()] == [ModelState.FAILED, ModelState.READY]
-    assert made.entries()[0].failure == "internal error: the server's log says more"
+
+async def test_the_newest_version_that_is_ready(repository):
+    made = repository("toy/9")
+    made.put("toy/10", "damaged")
+    models = made.open()
+    with pytest.raises(ModelLoadingError, match="toy/10"), models.use("toy", ""):
+        pass
+    await models.load_all()
+    assert models.get("toy", "").version == "9"
+    assert not models.ready, "a new server with a broken model is to be noticed"
+    with pytest.raises(ModelFailedError, match="damaged: copy it again"), models.use("toy", "10"):
+        pass
+
+
+async def test_a_fault_of_ours_does_not_show_and_stops_no_other_model(repository, caplog):
+    made = repository("toy/2")
+    made.put("toy/1", "secret")
+    models = made.open()
+    await models.load_all()
+    assert states(models) == {"toy/1": "FAILED", "toy/2": "READY"}
+    assert models.entries()[0].failure == "internal error: the server's log says more"
     assert "secret" in caplog.text
 
 
@@ -60,43 +103,150 @@ def test_a_fault_of_ours_does_not_show_and_stops_no_other_model(tmp_path, caplog
     ("name", "version", "message"),
     [("", "", "one of a, b"), ("c", "", "this server has a, b"), ("a", "2", "there is 1")],
 )
-def test_not_found(tmp_path, name, version, message):
+async def test_not_found(repository, name, version, message):
     with pytest.raises(ModelNotFoundError, match=message):
-        models(tmp_path, "a/1", "b/1").get(name, version)
+        repository("a/1", "b/1").open().get(name, version)
 
 
-def test_closing_closes_what_is_loaded(tmp_path):
-    made = models(tmp_path, "a/1", "b/1")
-    asyncio.run(made.load_all())
-    loaded = [entry.model for entry in made.entries()]
-    made.close()
-    assert all(model.closed for model in loaded)
+async def test_closing_closes_what_is_loaded(repository):
+    models = repository("a/1", "b/1").open()
+    await models.load_all()
+    opened = [entry.model for entry in models.entries()]
+    await models.close()
+    assert all(model.closed for model in opened)
 
 
-def test_bundles_are_found_by_folder_and_by_repository(toy_bundle, tmp_path):
-    (expected,) = find_bundles([toy_bundle], None)
-    assert (expected.name, expected.version, expected.path) == ("toy", "1", toy_bundle)
-    assert find_bundles([toy_bundle.parent], None) == [expected]
-    assert find_bundles([], toy_bundle.parents[1]) == [expected]
-    assert find_bundles([toy_bundle], toy_bundle.parents[1]) == [expected], "the same folder twice is one bundle"
+async def test_a_version_that_is_new_is_loaded_and_one_that_is_gone_goes(repository):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    first = models.get("toy", "1").model
+    made.put("toy/2")
+    await models.reload()
+    assert models.get("toy", "").version == "2" and models.get("toy", "1").model is first
+    made.remove("toy/1")
+    await models.reload()
+    assert states(models) == {"toy/2": "READY"} and first.closed
+    assert made.changes[-1] == ("toy/1", "UNLOADING")
+    n_changes = len(made.changes)
+    await models.reload()
+    assert len(made.changes) == n_changes, "nothing has changed"
 
 
-def test_a_bundle_is_called_as_its_manifest_says(toy_bundle, tmp_path):
-    shutil.copytree(toy_bundle, tmp_path / "dog" / "7")
-    (found,) = find_bundles([], tmp_path)
-    assert (found.name, found.version) == ("toy", "1")
-    (tmp_path / "dog" / "7" / "manifest.json").write_text("damaged")
-    (found,) = find_bundles([], tmp_path)
-    assert (found.name, found.version) == ("dog", "7")
+async def test_a_model_is_closed_when_its_last_request_has_its_answer(repository):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    with models.use("toy", "1") as (_, old):
+        made.put("toy/1", "better")
+        reloading = asyncio.create_task(models.reload())
+        while models.get("toy", "1").model is old:
+            await asyncio.sleep(0.001)
+        with models.use("toy", "1") as (_, new):
+            assert new.content == "better" and not old.closed
+        await asyncio.sleep(0.01)
+        assert not old.closed and not reloading.done()
+    await reloading
+    assert old.closed and not new.closed
+    assert [state for _, state in made.changes] == ["LOADING", "READY", "READY"], "it answered all the time"
 
 
-def test_nothing_to_serve_and_too_much(toy_bundle, tmp_path):
-    with pytest.raises(ConfigError, match="no bundle to serve: pass --bundle"):
-        find_bundles([], None)
-    with pytest.raises(ConfigError, match="expected a folder of bundles"):
-        find_bundles([], tmp_path / "missing")
-    with pytest.raises(BundleError, match="missing"):
-        find_bundles([tmp_path / "missing"], None)
-    shutil.copytree(toy_bundle, tmp_path / "copy" / "1")
-    with pytest.raises(ConfigError, match="are both toy/1"):
-        find_bundles([toy_bundle, tmp_path / "copy" / "1"], None)
+@pytest.mark.parametrize("broken", ["damaged", "secret"])
+async def test_a_failed_reload_keeps_what_answers_and_says_so(repository, broken):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    old = models.get("toy", "1").model
+    made.put("toy/1", broken)
+    made.put("toy/2", broken)
+    await models.reload()
+    entry = models.get("toy", "1")
+    assert (entry.state, entry.model) == (ModelState.READY, old) and entry.failure
+    assert models.get("toy", "").version == "1" and models.get("toy", "2").state is ModelState.FAILED
+    assert models.ready, "what the server started with still answers"
+    made.put("toy/1", "mended")
+    made.put("toy/2", "mended")
+    await models.reload()
+    assert states(models) == {"toy/1": "READY", "toy/2": "READY"} and old.closed
+    assert models.get("toy", "1").failure == ""
+
+
+async def test_stop_first_never_has_two_in_memory(repository):
+    made = repository("toy/1", policy="stop_first")
+    models = made.open()
+    await models.load_all()
+    old = models.get("toy", "1").model
+    made.put("toy/1", "better")
+    await models.reload()
+    assert old.closed and models.get("toy", "1").model.content == "better"
+    assert [state for _, state in made.changes] == ["LOADING", "READY", "LOADING", "LOADING", "READY"]
+
+
+@pytest.mark.parametrize("policy", ["swap", "stop_first"])
+async def test_only_so_many_versions_are_kept_and_the_old_one_if_the_new_one_fails(repository, policy):
+    made = repository("toy/1", "toy/2", "cat/1", policy=policy, keep=1)
+    models = made.open()
+    await models.load_all()
+    assert states(models) == {"cat/1": "READY", "toy/2": "READY"}
+    made.put("toy/3", "damaged")
+    await models.reload()
+    assert states(models) == {"cat/1": "READY", "toy/2": "READY", "toy/3": "FAILED"}
+    made.put("toy/3")
+    await models.reload()
+    assert states(models) == {"cat/1": "READY", "toy/3": "READY"}
+
+
+async def test_folders_that_cannot_be_read_change_nothing(repository, caplog):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    (made.root / "toy" / "labels.toml").write_text("damaged")
+    made.put("toy/2")
+    with caplog.at_level(logging.ERROR, "serve.models"):
+        await models.reload()
+    assert states(models) == {"toy/1": "READY"} and "models not reloaded" in caplog.text
+
+
+async def test_a_model_that_would_not_fit_is_not_loaded(repository, monkeypatch):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    monkeypatch.setattr(serve.models, "available_bytes", lambda: 100 * 2**20)
+    made.put("toy/2")
+    (made.root / "toy" / "2" / "classifier.onnx").write_bytes(bytes(20 * 2**20))
+    await models.reload()
+    assert models.get("toy", "").version == "1"
+    assert "expected about 104 MiB of free memory to load it, got 100 MiB" in models.get("toy", "2").failure
+
+
+async def test_labels_name_versions_and_share_out_requests(repository):
+    made = repository("toy/1", "toy/2", "toy/3")
+    made.put("toy/4", "damaged")
+    labels = made.root / "toy" / "labels.toml"
+    labels.write_text('stable = "1"\ncanary = "2"\nbroken = "4"\ncanary_percent = 20\n')
+    models = made.open()
+    await models.load_all()
+    assert models.get("toy", "stable").version == "1" and models.get("toy", "canary").version == "2"
+    assert models.get("toy", "3").version == "3"
+    assert models.get("toy", "broken").state is ModelState.FAILED
+    assert models.labels_of(models.get("toy", "2")) == ["canary"] and models.labels_of(models.get("toy", "3")) == []
+    drawn = [models.get("toy", "", key=f"image-{i}").version for i in range(2000)]
+    assert drawn == [models.get("toy", "", key=f"image-{i}").version for i in range(2000)], "the same for the same id"
+    assert set(drawn) == {"1", "2"} and drawn.count("2") == pytest.approx(400, abs=80)
+    without_ids = [models.get("toy", "").version for _ in range(2000)]
+    assert without_ids.count("2") == pytest.approx(400, abs=120)
+    with pytest.raises(ModelNotFoundError, match="there is 1, 2, 3, 4, stable, canary, broken"):
+        models.get("toy", "latest")
+
+    labels.write_text('stable = "3"\ncanary = "4"\ncanary_percent = 100\n')
+    await models.reload()
+    assert {models.get("toy", "").version for _ in range(100)} == {"3"}, "a canary that cannot answer gets nothing"
+
+
+async def test_a_version_with_a_label_is_kept(repository):
+    made = repository("toy/1", "toy/2", "toy/3", keep=1)
+    (made.root / "toy" / "labels.toml").write_text('stable = "1"\n')
+    models = made.open()
+    await models.load_all()
+    assert states(models) == {"toy/1": "READY", "toy/3": "READY"}
+    assert models.get("toy", "").version == "1"

@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve import commands
 from serve.logs import JsonFormatter, TextFormatter
-from serve.models import BundleFolder, ModelState
+from serve.models import ModelState
+from serve.repository import BundleFolder
 from serve.server import Server
 from serve.settings import ServeConfig
 from weakseg import signature
@@ -225,7 +226,7 @@ async def test_a_bundle_without_the_signature_is_failed_and_says_why(toy_bundle,
     (signed / "manifest.sig").write_bytes(made)
     folders = [BundleFolder("signed", "1", signed), BundleFolder("unsigned", "1", toy_bundle)]
     config = ServeConfig(host="127.0.0.1", port=0, metrics_port=0, threads=1, public_key=public)
-    server = Server(config, folders)
+    server = Server(config, lambda: folders)
     await server.start()
     try:
         await server.wait_loaded()

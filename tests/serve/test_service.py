@@ -211,7 +211,7 @@ def test_get_model(stub, shared_serving, model):
 
 
 def test_list_models_in_pages(serving, toy_bundle):
-    from serve.models import BundleFolder
+    from serve.repository import BundleFolder
 
     folders = [BundleFolder(name, version, toy_bundle) for name in "ba" for version in ("2", "10", "1")]
     with stub_of(serving(folders=folders)) as stub:

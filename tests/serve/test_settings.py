@@ -55,7 +55,7 @@ def test_without_any_of_them_there_are_the_defaults_and_a_config_reads_none(vari
 
 
 def test_every_field_can_come_from_the_environment(monkeypatch):
-    special = {"bundle": "", "threads": "1", "provider": "cpu"}
+    special = {"bundle": "", "threads": "1", "provider": "cpu", "warm_up": ""}
     paths = [name for name, field in ServeConfig.model_fields.items() if field.annotation == Path | None]
     special |= dict.fromkeys(paths, "x")
     together = {"tls_cert": {"tls_key"}, "tls_key": {"tls_cert"}, "tls_client_ca": {"tls_cert", "tls_key"}}
@@ -114,7 +114,17 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting(variables, 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"port": 65536}, {"metrics_port": -1}, {"queue_limit": 0}, {"threads": 0}, {"max_message_bytes": 2**31}, {"x": 1}],
+    [
+        {"warm_up": ("500",)},
+        {"warm_up": ("0x10",)},
+        {"load_policy": "keep"},
+        {"port": 65536},
+        {"metrics_port": -1},
+        {"queue_limit": 0},
+        {"threads": 0},
+        {"max_message_bytes": 2**31},
+        {"x": 1},
+    ],
 )
 def test_impossible_values(fields):
     (name,) = fields

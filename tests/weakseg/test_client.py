@@ -260,7 +260,7 @@ def test_what_the_server_says_about_its_models(client, model, shared_serving):
 
 
 def test_all_pages_of_models(serving, toy_bundle):
-    from serve.models import BundleFolder
+    from serve.repository import BundleFolder
 
     running = serving(folders=[BundleFolder("toy", str(i), toy_bundle) for i in range(105)], load=lambda path: 1 / 0)
     with Client(running.target) as client:
@@ -268,7 +268,7 @@ def test_all_pages_of_models(serving, toy_bundle):
 
 
 def test_a_version_can_be_asked_for(serving, toy_bundle, colours):
-    from serve.models import BundleFolder
+    from serve.repository import BundleFolder
 
     running = serving(folders=[BundleFolder("toy", version, toy_bundle) for version in ("1", "2")])
     for asked, version in ((None, "2"), ("toy", "2"), ("toy/1", "1")):

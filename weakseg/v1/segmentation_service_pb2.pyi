@@ -189,7 +189,9 @@ class ModelRef(google.protobuf.message.Message):
     name: builtins.str
     """Name of the model; may be empty where the server has one model only."""
     version: builtins.str
-    """Empty means the newest version that is ready."""
+    """A version, or a label of one. Empty means the version labelled "stable", or "canary" for its share of the requests;
+    without these labels, the newest version that is ready.
+    """
     def __init__(
         self,
         *,
@@ -848,6 +850,7 @@ class Model(google.protobuf.message.Message):
     MAX_SIDE_FIELD_NUMBER: builtins.int
     PRESENCE_THRESHOLD_FIELD_NUMBER: builtins.int
     REFUSES_LARGER_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
     state: global___ModelState.ValueType
     """Whether it answers."""
     sha256: builtins.str
@@ -859,7 +862,7 @@ class Model(google.protobuf.message.Message):
     execution_provider: builtins.str
     """What really executes it, such as CPUExecutionProvider."""
     failure: builtins.str
-    """Why it failed."""
+    """Why it failed. Beside READY: why what has changed on disk could not replace what answers."""
     max_message_bytes: builtins.int
     """Largest request and response; set the same limit on the client's channel."""
     max_side: builtins.int
@@ -884,6 +887,10 @@ class Model(google.protobuf.message.Message):
     def loaded_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it became ready."""
 
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Other names of this version, such as "stable"; they may move to another one."""
+
     def __init__(
         self,
         *,
@@ -901,9 +908,10 @@ class Model(google.protobuf.message.Message):
         max_side: builtins.int = ...,
         presence_threshold: builtins.float = ...,
         refuses_larger: builtins.bool = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["loaded_at", b"loaded_at", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes", b"classes", "execution_provider", b"execution_provider", "failure", b"failure", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "execution_provider", b"execution_provider", "failure", b"failure", "labels", b"labels", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
 
 global___Model = Model
 

@@ -1,0 +1,121 @@
+"""What lies in the folders that a server watches: bundles, labels, and whether they have changed."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weakseg.bundle import find_version, read_manifest
+from weakseg.errors import ConfigError, WeaksegError
+from weakseg.manifest import manifest_from_bytes
+
+LABELS = "labels.toml"
+STABLE, CANARY, PERCENT = "stable", "canary", "canary_percent"
+
+
+@dataclass(frozen=True)
+class BundleFolder:
+    """A bundle to serve, by the name and version that clients use."""
+
+    name: str
+    version: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names for versions of a model. A request without a version gets `stable`, `canary_percent` of them `canary`.
+
+    versions: {label: version}.
+    """
+
+    versions: dict[str, str]
+    canary_percent: float = 0.0
+
+
+def find_bundles(bundles: Sequence[Path], models: Path | None) -> list[BundleFolder]:
+    """Single bundles (as `weakseg.bundle.find_version` takes them), and every `<models>/<name>/<version>`.
+
+    Raises:
+        BundleError: a path that is no bundle.
+        ConfigError: no folder of models, two bundles of the same name and version, or nothing to serve.
+    """
+    paths = [find_version(path) for path in bundles]
+    if models is not None:
+        if not models.is_dir():
+            raise ConfigError(f"expected a folder of bundles, got {models}: it holds <name>/<version>/manifest.json")
+        paths += sorted(manifest.parent for manifest in models.glob("*/*/manifest.json"))
+    found: dict[tuple[str, str], Path] = {}
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        key = _identity(path)
+        if key in found:
+            raise ConfigError(f"{found[key]} and {path} are both {'/'.join(key)}: serve one of them")
+        found[key] = path
+    if not found:
+        raise ConfigError("no bundle to serve: pass --bundle <folder>, --models <folder> or --demo")
+    return [BundleFolder(name, version, path) for (name, version), path in found.items()]
+
+
+def find_labels(folders: Sequence[BundleFolder]) -> dict[str, Labels]:
+    """{model: labels} of the files labels.toml beside the folders of its versions.
+
+        stable = "3"
+        canary = "4"
+        canary_percent = 5
+
+    Raises:
+        ConfigError: a file that cannot be read, or says what cannot be.
+    """
+    found = {}
+    for folder in folders:
+        path = folder.path.parent / LABELS
+        if path.is_file():
+            found[folder.name] = read_labels(path)
+    return found
+
+
+def read_labels(path: Path) -> Labels:
+    """Raises ConfigError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"expected a TOML file of labels at {path}, got: {error}") from error
+    percent = values.pop(PERCENT, 0)
+    if not all(isinstance(version, str) and version for version in values.values()):
+        raise ConfigError(f'{path}: expected a version as text for each label, such as stable = "3", got {values}')
+    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
+        raise ConfigError(f"{path}: {PERCENT} must lie from 0 to 100, got {percent!r}")
+    if percent and not {STABLE, CANARY} <= values.keys():
+        raise ConfigError(
+            f"{path}: {PERCENT} needs the labels {STABLE} and {CANARY}, got {', '.join(values) or 'none'}"
+        )
+    return Labels(values, float(percent))
+
+
+def stamp(folder: Path) -> tuple[Any, ...]:
+    """Changes when any file of a bundle is written or replaced."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            status = path.stat()
+        except OSError:  # it went away between the listing and now
+            continue
+        found.append((str(path.relative_to(folder)), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(found)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of the largest set of graphs that may be loaded of a bundle: what a model's memory is in proportion to."""
+    return sum(path.stat().st_size for path in folder.glob("*.onnx"))
+
+
+def _identity(path: Path) -> tuple[str, str]:
+    """Name and version from the manifest; of a damaged one, which will fail to load, from the folder."""
+    try:
+        manifest = manifest_from_bytes(read_manifest(path), str(path))
+    except WeaksegError:
+        return path.parent.name, path.name
+    return manifest.name, manifest.version
