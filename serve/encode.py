@@ -1,4 +1,4 @@
-"""Results to wire messages: arrays become PNG, run lengths or raw bytes. Runs in a thread."""
+"""Results to wire messages: arrays become PNG, run lengths, polygons or raw bytes. Runs in a thread."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from weakseg.errors import OutputUnsupportedError, ResponseTooLargeError
 from weakseg.manifest import OutputKind
 from weakseg.masks.coco_rle import rles_from_labels
 from weakseg.masks.png import png_from_labels
+from weakseg.masks.polygons import Polygon, polygons_from_labels
 from weakseg.result import Result
 from weakseg.v1 import segmentation_service_pb2 as pb
 
@@ -63,8 +64,6 @@ def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes
 
 def check_mask_encoding(encoding: pb.MaskEncoding.ValueType, classes: ClassTable) -> None:
     """Raises OutputUnsupportedError for an encoding that `mask_from_labels` does not have for so many classes."""
-    if encoding == pb.MASK_ENCODING_POLYGON:
-        raise OutputUnsupportedError("polygons are not made yet: ask for COCO_RLE and trace its outlines")
     if encoding == pb.MASK_ENCODING_RAW_U8 and mask_dtype(len(classes)) is not np.uint8:
         raise OutputUnsupportedError(
             f"RAW_U8 holds at most 254 classes, this model has {len(classes)}: ask for RAW_U16"
@@ -78,10 +77,12 @@ def mask_from_labels(
     *,
     ignore: bool,
     text: Mapping[str, str] | None = None,
+    tolerance_px: float = 0.0,
 ) -> pb.Mask:
     """A label map (H, W), uint8 or uint16, on the wire.
 
-    `ignore` says that pixels may have the IGNORE value; `text` goes into a PNG, other encodings have no place for it.
+    `ignore` says that pixels may have the IGNORE value; `text` goes into a PNG, other encodings have no place for it;
+    `tolerance_px` is for polygons.
     """
     encoding = encoding or pb.MASK_ENCODING_PNG_INDEX
     mask = pb.Mask(width=labels.shape[1], height=labels.shape[0], encoding=encoding)
@@ -91,6 +92,8 @@ def mask_from_labels(
         mask.data = png_from_labels(labels, palette[:256], text)
     elif encoding == pb.MASK_ENCODING_COCO_RLE:
         mask.rle.extend(pb.CocoRle(class_id=id_, counts=counts) for id_, counts in rles_from_labels(labels).items())
+    elif encoding == pb.MASK_ENCODING_POLYGON:
+        mask.polygons.extend(_polygon(polygon) for polygon in polygons_from_labels(labels, tolerance_px))
     else:
         mask.data = labels.astype(_RAW_DTYPES[encoding], casting="safe").tobytes()
     return mask
@@ -138,6 +141,11 @@ def _scores(result: Result) -> Iterable[pb.ClassScore]:
             yield pb.ClassScore(class_id=c + 1, label=name, score=result.scores[name], present=name in result.present)
 
 
+def _polygon(polygon: Polygon) -> pb.Polygon:
+    outer, *holes = (pb.Ring(xy=ring.ravel().tolist()) for ring in (polygon.outer, *polygon.holes))
+    return pb.Polygon(class_id=polygon.value, outer=outer, holes=holes)
+
+
 def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     kind = KIND_NAMES[spec.kind]
     if kind == "cam":
@@ -147,8 +155,14 @@ def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     labels = result.segmentation if kind == "segmentation" else result.pseudo_mask
     assert labels is not None, f"the model gave no {kind} though it was asked for one"
     is_pseudo = kind == "pseudo_mask"
-    text = result.mask_text(kind)
-    mask = mask_from_labels(labels, spec.mask_encoding, result.palette, ignore=is_pseudo, text=text)
+    mask = mask_from_labels(
+        labels,
+        spec.mask_encoding,
+        result.palette,
+        ignore=is_pseudo,
+        text=result.mask_text(kind),
+        tolerance_px=spec.polygon_tolerance,
+    )
     output = pb.Output(kind=spec.kind, mask=mask)
     if is_pseudo and result.threshold is not None:
         output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule

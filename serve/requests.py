@@ -13,15 +13,17 @@ from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
 from weakseg.errors import ImageError, InvalidRequestError, UnknownClassError
 from weakseg.manifest import OutputKind
+from weakseg.masks.polygons import MAX_TOLERANCE_PX
 from weakseg.model import Model, Refinement, Request
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 MAX_REQUEST_ID = 128
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
-RANGES: dict[Literal["background_threshold", "background_alpha"], tuple[float, float]] = {
+RANGES: dict[Literal["background_threshold", "background_alpha", "polygon_tolerance"], tuple[float, float]] = {
     "background_threshold": (0.001, 0.999),
     "background_alpha": (0.01, 1000.0),
+    "polygon_tolerance": (0.0, MAX_TOLERANCE_PX),
 }
 
 

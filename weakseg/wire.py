@@ -16,6 +16,7 @@ from weakseg.image import FILE_FORMATS, MAX_PIXELS, SERVICE_FORMATS, probe, read
 from weakseg.manifest import OUTPUT_KINDS, OutputKind, colour_table
 from weakseg.masks.coco_rle import labels_from_rles
 from weakseg.masks.png import labels_from_png, provenance_of
+from weakseg.masks.polygons import Polygon, labels_from_polygons
 from weakseg.model import Refinement, Source, rgb_from_pixels
 from weakseg.result import Result
 from weakseg.threshold import Threshold
@@ -24,7 +25,7 @@ from weakseg.v1 import segmentation_service_pb2 as pb
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
-MaskEncoding = Literal["png", "rle", "raw"]
+MaskEncoding = Literal["png", "rle", "raw", "polygon"]
 HeatmapEncoding = Literal["png", "f16", "f32"]
 
 _KINDS = dict(
@@ -203,10 +204,16 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
 
 
 def labels_from_mask(mask: pb.Mask, classes: ClassTable) -> NDArray[Any]:
-    """(height, width) label map of a mask in any encoding but polygons."""
+    """(height, width) label map of a mask in any encoding.
+
+    Raises:
+        DataError: one that is damaged.
+    """
     dtype = mask_dtype(len(classes))
     if mask.encoding == pb.MASK_ENCODING_COCO_RLE:
         return labels_from_rles({rle.class_id: rle.counts for rle in mask.rle}, mask.height, mask.width, dtype)
+    if mask.encoding == pb.MASK_ENCODING_POLYGON:
+        return labels_from_polygons(map(_polygon, mask.polygons), mask.height, mask.width, dtype)
     if mask.encoding == pb.MASK_ENCODING_PNG_INDEX:
         labels: NDArray[Any] = labels_from_png(mask.data)
     else:
@@ -254,7 +261,12 @@ def _spec(kind: OutputKind, info: ModelInfo, options: SegmentOptions) -> pb.Outp
         return spec
     assert info.classes is not None
     raw = pb.MASK_ENCODING_RAW_U8 if mask_dtype(len(info.classes)) is np.uint8 else pb.MASK_ENCODING_RAW_U16
-    encodings = {"png": pb.MASK_ENCODING_PNG_INDEX, "rle": pb.MASK_ENCODING_COCO_RLE, "raw": raw}
+    encodings = {
+        "png": pb.MASK_ENCODING_PNG_INDEX,
+        "rle": pb.MASK_ENCODING_COCO_RLE,
+        "raw": raw,
+        "polygon": pb.MASK_ENCODING_POLYGON,
+    }
     spec.mask_encoding = _choice("mask_encoding", options.get("mask_encoding", "png"), encodings)
     if kind == "pseudo_mask":
         threshold, refine = options.get("threshold"), options.get("refine")
@@ -277,6 +289,16 @@ def _class_ids(names: Sequence[str], info: ModelInfo) -> list[int]:
     if isinstance(names, str):
         raise UnknownClassError(f"expected a list of class names, got the text {names!r}: write [{names!r}]")
     return sorted({info.classes.mask_value(name) for name in names})
+
+
+def _polygon(message: pb.Polygon) -> Polygon:
+    return Polygon(message.class_id, _points(message.outer), tuple(map(_points, message.holes)))
+
+
+def _points(ring: pb.Ring) -> NDArray[np.float32]:
+    if len(ring.xy) % 2:
+        raise DataError(f"expected a ring of pairs x, y, got {len(ring.xy)} numbers")
+    return np.fromiter(ring.xy, np.float32, len(ring.xy)).reshape(-1, 2)
 
 
 def _raster(data: bytes, height: int, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from weakseg.wire import cam01_from_heatmap, info_from_message, labels_from_mask
 
 SIDES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)
 FEW, MANY = ClassTable(tuple("abc")), ClassTable(tuple(f"c{i}" for i in range(300)))
-ENCODINGS = ("PNG_INDEX", "COCO_RLE", "RAW_U8", "RAW_U16")
+ENCODINGS = ("PNG_INDEX", "COCO_RLE", "POLYGON", "RAW_U8", "RAW_U16")
 
 
 def encoding(name):
@@ -36,7 +36,7 @@ def test_a_label_map_survives(name, labels):
 
 @settings(max_examples=40, deadline=None)
 @given(labels=hnp.arrays(np.uint16, SIDES, elements=st.sampled_from([0, 1, 255, 300, IGNORE_U16])))
-@pytest.mark.parametrize("name", ["PNG_INDEX", "COCO_RLE", "RAW_U16"])
+@pytest.mark.parametrize("name", ["PNG_INDEX", "COCO_RLE", "POLYGON", "RAW_U16"])
 def test_a_label_map_of_many_classes_survives(name, labels):
     mask = mask_from_labels(labels, encoding(name), colour_table(palette_for(MANY)), ignore=True)
     back = labels_from_mask(mask, MANY)
@@ -69,13 +69,28 @@ def test_coco_rle_is_cocos():
         np.testing.assert_array_equal(mask_api.decode({"size": [2, 3], "counts": rle.counts}), labels == rle.class_id)
 
 
+def test_polygons_are_pixel_edges_from_the_top_left_corner():
+    labels = np.array([[0, 0, 0, 0], [0, 2, 2, 2], [0, 2, 0, 2], [0, 2, 2, 2]], np.uint8)
+    mask = mask_from_labels(labels, encoding("POLYGON"), colour_table(palette_for(FEW)), ignore=False)
+    (polygon,) = mask.polygons
+    assert (polygon.class_id, polygon.outer.xy) == (2, [1, 1, 4, 1, 4, 4, 1, 4])
+    (hole,) = polygon.holes
+    assert sorted(zip(hole.xy[::2], hole.xy[1::2], strict=True)) == [(2, 2), (2, 3), (3, 2), (3, 3)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=hnp.arrays(np.uint8, SIDES, elements=st.sampled_from([0, 1, 2, 3, IGNORE])), tolerance=st.floats(0, 0.5))
+def test_a_label_map_survives_polygons_with_a_tolerance(labels, tolerance):
+    palette = colour_table(palette_for(FEW))
+    mask = mask_from_labels(labels, encoding("POLYGON"), palette, ignore=True, tolerance_px=tolerance)
+    np.testing.assert_array_equal(labels_from_mask(pb.Mask.FromString(mask.SerializeToString()), FEW), labels)
+
+
 def test_encodings_that_a_model_does_not_have():
     for name in ENCODINGS:
         check_mask_encoding(encoding(name), FEW)
     with pytest.raises(OutputUnsupportedError, match="300: ask for RAW_U16"):
         check_mask_encoding(encoding("RAW_U8"), MANY)
-    with pytest.raises(OutputUnsupportedError, match="COCO_RLE"):
-        check_mask_encoding(encoding("POLYGON"), FEW)
 
 
 def test_a_png_says_how_its_mask_was_made():
@@ -98,6 +113,20 @@ def test_damaged_rasters_are_errors():
     mask.width = 4
     with pytest.raises(DataError, match="4x2, got 3x2"):
         labels_from_mask(mask, FEW)
+
+
+@pytest.mark.parametrize(
+    ("polygon", "message"),
+    [
+        (pb.Polygon(class_id=1, outer=pb.Ring(xy=[0, 0, 1, 0, 1])), "pairs x, y, got 5"),
+        (pb.Polygon(class_id=1), "at least 3 finite points"),
+        (pb.Polygon(class_id=1, outer=pb.Ring(xy=[0, 0, 1, 0, float("nan"), 1])), "at least 3 finite points"),
+        (pb.Polygon(class_id=300, outer=pb.Ring(xy=[0, 0, 1, 0, 1, 1])), "a polygon of 300"),
+    ],
+)
+def test_damaged_polygons_are_errors(polygon, message):
+    with pytest.raises(DataError, match=message):
+        labels_from_mask(pb.Mask(width=3, height=2, encoding=encoding("POLYGON"), polygons=[polygon]), FEW)
 
 
 def test_a_class_table_survives():

@@ -86,6 +86,7 @@ INVALID = {
     "outputs[0].refinement": {"outputs": [pb.OutputSpec(kind=2, refinement=77)]},
     "outputs[0].background_threshold": {"outputs": [pb.OutputSpec(kind=2, background_threshold=1.0)]},
     "outputs[0].background_alpha": {"outputs": [pb.OutputSpec(kind=2, background_alpha=float("nan"))]},
+    "outputs[0].polygon_tolerance": {"outputs": [pb.OutputSpec(kind=3, polygon_tolerance=0.6)]},
     "image": {"image": pb.Image()},
     "image.raw": {"image": pb.Image(raw=pb.RawImage(width=0, height=1))},
     "image.raw.rgb": {"image": pb.Image(raw=pb.RawImage(width=2, height=1, rgb=b"abc"))},
@@ -251,11 +252,10 @@ def test_model_failed(serving, tmp_path):
 @pytest.mark.parametrize(
     "spec",
     [
-        pb.OutputSpec(kind=3, mask_encoding=pb.MASK_ENCODING_POLYGON),
         pb.OutputSpec(kind=2, refinement=pb.REFINEMENT_RANDOM_WALK),
         pb.OutputSpec(kind=2, refinement=pb.REFINEMENT_RANDOM_WALK_CRF),
     ],
-    ids=["polygon", "random walk", "random walk + CRF"],
+    ids=["random walk", "random walk + CRF"],
 )
 def test_output_unsupported(shared_serving, spec):
     answer = ask(shared_serving, request(image=PIXEL, outputs=[spec]))

@@ -40,7 +40,7 @@ def spec(kind, **fields):
     return pb.OutputSpec(kind=getattr(pb, f"OUTPUT_KIND_{kind}"), **fields)
 
 
-@pytest.mark.parametrize("encoding", ["UNSPECIFIED", "PNG_INDEX", "COCO_RLE", "RAW_U8", "RAW_U16"])
+@pytest.mark.parametrize("encoding", ["UNSPECIFIED", "PNG_INDEX", "COCO_RLE", "POLYGON", "RAW_U8", "RAW_U16"])
 @pytest.mark.parametrize("kind", ["SEGMENTATION", "PSEUDO_MASK"])
 def test_a_served_mask_is_the_offline_mask(stub, model, colours, png, kind, encoding):
     asked = spec(kind, mask_encoding=getattr(pb, f"MASK_ENCODING_{encoding}"))
@@ -49,6 +49,19 @@ def test_a_served_mask_is_the_offline_mask(stub, model, colours, png, kind, enco
     np.testing.assert_array_equal(labels_from_mask(mask, CLASSES), expected)
     assert len(np.unique(expected)) >= 4, "the picture must show something"
     assert mask.encoding == asked.mask_encoding or encoding == "UNSPECIFIED"
+
+
+@pytest.mark.parametrize("kind", ["SEGMENTATION", "PSEUDO_MASK"])
+def test_polygons_with_a_tolerance_have_fewer_points_and_the_same_mask(stub, png, kind):
+    rows, columns = np.ogrid[:60, :60]
+    image = np.full((60, 60, 3), 128, np.uint8)
+    image[(rows - 28) ** 2 + (columns - 31) ** 2 < 24**2] = [255, 0, 0]
+    asked = spec(kind, mask_encoding=pb.MASK_ENCODING_POLYGON)
+    exact = stub.Segment(request(png(image), asked)).outputs[0].mask
+    asked.polygon_tolerance = 0.5
+    mask = stub.Segment(request(png(image), asked)).outputs[0].mask
+    np.testing.assert_array_equal(labels_from_mask(mask, CLASSES), labels_from_mask(exact, CLASSES))
+    assert sum(len(p.outer.xy) for p in mask.polygons) < 0.8 * sum(len(p.outer.xy) for p in exact.polygons)
 
 
 def test_only_pseudo_masks_have_an_ignore_value_and_a_threshold(stub, colours, png):

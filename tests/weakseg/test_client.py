@@ -58,7 +58,7 @@ def same(result, expected, atol=0.0):
         assert (result.threshold.t, result.threshold.rule) == (expected.threshold.t, expected.threshold.rule)
 
 
-@pytest.mark.parametrize("mask_encoding", ["png", "rle", "raw"])
+@pytest.mark.parametrize("mask_encoding", ["png", "rle", "raw", "polygon"])
 def test_a_served_result_is_the_offline_result(client, model, colours, png, mask_encoding):
     data = png(colours)
     served = client.segment(data, outputs=EVERYTHING, mask_encoding=mask_encoding, heatmap_encoding="f32")
@@ -333,7 +333,7 @@ def test_a_model_that_loads_or_failed(serving, toy_bundle):
         ({"tags": "red"}, errors.UnknownClassError, "a list"),
         ({"outputs": ("mask",)}, errors.ConfigError, "outputs must be some of"),
         ({"outputs": "cam"}, errors.ConfigError, "outputs must be some of"),
-        ({"mask_encoding": "jpeg"}, errors.ConfigError, "png, rle, raw"),
+        ({"mask_encoding": "jpeg"}, errors.ConfigError, "png, rle, raw, polygon"),
         ({"outputs": ("cam",), "heatmap_encoding": "jpeg"}, errors.ConfigError, "png, f16, f32"),
         ({"treshold": 0.5}, errors.ConfigError, "treshold"),
         ({"outputs": ("pseudo_mask",), "threshold": 2.0}, errors.InvalidRequestError, "from 0.001 to 0.999"),

@@ -67,7 +67,7 @@ class _MaskEncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     MASK_ENCODING_RAW_U16: _MaskEncoding.ValueType  # 5
     """`data` is height * width uint16."""
     MASK_ENCODING_POLYGON: _MaskEncoding.ValueType  # 4
-    """`polygons` has the outlines of each class. Lossy at the pixel's edge."""
+    """`polygons` has the outlines of each class with their holes. They hold the whole mask, whatever polygon_tolerance is."""
 
 class MaskEncoding(_MaskEncoding, metaclass=_MaskEncodingEnumTypeWrapper):
     """MaskEncoding is the form of a label map."""
@@ -83,7 +83,7 @@ MASK_ENCODING_RAW_U8: MaskEncoding.ValueType  # 3
 MASK_ENCODING_RAW_U16: MaskEncoding.ValueType  # 5
 """`data` is height * width uint16."""
 MASK_ENCODING_POLYGON: MaskEncoding.ValueType  # 4
-"""`polygons` has the outlines of each class. Lossy at the pixel's edge."""
+"""`polygons` has the outlines of each class with their holes. They hold the whole mask, whatever polygon_tolerance is."""
 global___MaskEncoding = MaskEncoding
 
 class _HeatmapEncoding:
@@ -268,6 +268,7 @@ class OutputSpec(google.protobuf.message.Message):
     BACKGROUND_THRESHOLD_FIELD_NUMBER: builtins.int
     BACKGROUND_ALPHA_FIELD_NUMBER: builtins.int
     REFINEMENT_FIELD_NUMBER: builtins.int
+    POLYGON_TOLERANCE_FIELD_NUMBER: builtins.int
     kind: global___OutputKind.ValueType
     """What to compute."""
     mask_encoding: global___MaskEncoding.ValueType
@@ -284,6 +285,10 @@ class OutputSpec(google.protobuf.message.Message):
     """
     refinement: global___Refinement.ValueType
     """Pseudo-masks: what sharpens them."""
+    polygon_tolerance: builtins.float
+    """Polygons: how far outlines may depart from the edges of pixels, in pixels, from 0 to 0.5. Slanted outlines lose their
+    stairs; the centre of each pixel stays on its side, so the mask is still the same. Unset or 0 = along the edges.
+    """
     @property
     def class_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """CAMs of these classes only; empty = the classes that are present. Ignored for masks."""
@@ -299,13 +304,16 @@ class OutputSpec(google.protobuf.message.Message):
         background_threshold: builtins.float | None = ...,
         background_alpha: builtins.float | None = ...,
         refinement: global___Refinement.ValueType = ...,
+        polygon_tolerance: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "class_ids", b"class_ids", "heatmap_encoding", b"heatmap_encoding", "heatmap_max_side", b"heatmap_max_side", "kind", b"kind", "mask_encoding", b"mask_encoding", "refinement", b"refinement"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "_polygon_tolerance", b"_polygon_tolerance", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "polygon_tolerance", b"polygon_tolerance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "_polygon_tolerance", b"_polygon_tolerance", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "class_ids", b"class_ids", "heatmap_encoding", b"heatmap_encoding", "heatmap_max_side", b"heatmap_max_side", "kind", b"kind", "mask_encoding", b"mask_encoding", "polygon_tolerance", b"polygon_tolerance", "refinement", b"refinement"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_background_alpha", b"_background_alpha"]) -> typing.Literal["background_alpha"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_background_threshold", b"_background_threshold"]) -> typing.Literal["background_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_polygon_tolerance", b"_polygon_tolerance"]) -> typing.Literal["polygon_tolerance"] | None: ...
 
 global___OutputSpec = OutputSpec
 
@@ -490,7 +498,7 @@ global___CocoRle = CocoRle
 
 @typing.final
 class Ring(google.protobuf.message.Message):
-    """Ring is a closed line; its last point joins its first."""
+    """Ring is a closed line; its last point joins its first. It crosses neither itself nor another ring of its class."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -510,7 +518,9 @@ global___Ring = Ring
 
 @typing.final
 class Polygon(google.protobuf.message.Message):
-    """Polygon is one part of a class: an outer ring and its holes. A class may have several."""
+    """Polygon is one part of a class: an outer ring and its holes. A class may have several; pixels that meet only at a corner
+    are two. A pixel belongs to the class where its centre is inside.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -518,14 +528,14 @@ class Polygon(google.protobuf.message.Message):
     OUTER_FIELD_NUMBER: builtins.int
     HOLES_FIELD_NUMBER: builtins.int
     class_id: builtins.int
-    """Mask value of the class."""
+    """Mask value of the class. The ignore value may stand here too."""
     @property
     def outer(self) -> global___Ring:
-        """The outline."""
+        """The outline, clockwise as the image is seen."""
 
     @property
     def holes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Ring]:
-        """Holes in it."""
+        """Holes in it, counter-clockwise."""
 
     def __init__(
         self,
@@ -568,7 +578,7 @@ class Mask(google.protobuf.message.Message):
 
     @property
     def polygons(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Polygon]:
-        """Outlines of each class in the mask."""
+        """Outlines of each class in the mask, by class id; background has none."""
 
     def __init__(
         self,
