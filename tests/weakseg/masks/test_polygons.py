@@ -225,7 +225,7 @@ def test_the_map_still_comes_back_and_rings_stay_sound(labels, tolerance):
         assert area_of(polygon.outer) > 0 and all(area_of(hole) < 0 for hole in polygon.holes)
     for ring, edges in zip(rings_of(polygons), rings_of(exact), strict=True):
         assert len(np.unique(ring, axis=0)) == len(ring) >= 3
-        assert depart(ring, edges) <= tolerance
+        assert depart(ring, edges) <= tolerance + 1e-9
     for value in np.unique(labels[labels > 0]):
         assert n_crossings(rings_of(polygon for polygon in polygons if polygon.value == value)) == 0
 
@@ -240,9 +240,9 @@ def test_the_check_for_crossings_sees_them():
 
 def test_rectangles_stay_as_they_are():
     labels = map_of("........", ".222222.", ".222222.", ".22..22.", ".22..22.", ".222222.", ".222222.", ".......3")
-    for polygon, exact in zip(polygons_from_labels(labels, 0.5)[:1], polygons_from_labels(labels), strict=False):
-        for ring, corners in zip((polygon.outer, *polygon.holes), (exact.outer, *exact.holes), strict=True):
-            assert sorted(ring.tolist()) == sorted(corners.tolist())
+    frames = polygons_from_labels(labels, 0.5)[:1], polygons_from_labels(labels)[:1]
+    for ring, corners in zip(*map(rings_of, frames), strict=True):
+        assert sorted(ring.tolist()) == sorted(corners.tolist())
 
 
 @pytest.mark.parametrize(("run", "rise"), [(1, 1), (2, 1), (1, 2), (4, 1), (1, 4)])
