@@ -100,7 +100,7 @@ bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
 	$(BIN)/python -m benchmarks.stages $(RUN)
 
-proto: $(STAMP)  ## write weakseg/v1 from proto/
+proto: $(STAMP)  ## write weakseg/v1 and serve/inference from proto/
 	proto/generate.sh
 
 proto-check: $(STAMP)  ## fail on stale stubs, or a contract that buf does not like
