@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import grpc
 from google.protobuf import timestamp_pb2
 
+from serve.calls import Context, counted, deadline_of
 from serve.encode import KIND_NAMES, class_infos, response_from_answer
-from serve.interceptors import code_from_error, code_of_cancellation, model_name, status_from_error
+from serve.interceptors import model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
 from serve.requests import check_request, image_from_message, page_size, request_from_message
 from serve.settings import ServeConfig
 from weakseg.bundle import natural_order
-from weakseg.errors import InvalidRequestError, WeaksegError
+from weakseg.errors import InvalidRequestError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
-
-log = logging.getLogger("serve.requests")
-
-Context = Any  # grpc.aio.ServicerContext; the stubs make it generic in ways that handlers are not
 
 
 class SegmentationService(pb_grpc.SegmentationServiceServicer):
@@ -40,13 +35,13 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         self._metrics = metrics
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:  # noqa: N802
-        return await self._segment(request, _deadline(context))
+        return await self._segment(request, deadline_of(context))
 
     # A coroutine that writes, where the stubs expect a generator: so its tasks end before it does.
     async def SegmentStream(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: Context
     ) -> None:
-        deadline = _deadline(context)
+        deadline = deadline_of(context)
         slots = asyncio.Semaphore(self._config.stream_in_flight)
         writing = asyncio.Lock()
 
@@ -92,16 +87,11 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
 
     async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
         """One image, counted and logged."""
-        started = monotonic()
-        labels = ("", "")
-        response: pb.SegmentResponse | None = None
-        failure: BaseException | None = None
-        code = grpc.StatusCode.OK
-        try:
+        with counted(self._metrics, request.request_id, deadline) as outcome:
             check_request(request, self._config.max_pixels)
             asked = request.model
             with self._models.use(asked.name, asked.version, request.request_id) as (entry, model):
-                labels = (entry.name, entry.version)
+                outcome.model = (entry.name, entry.version)
                 job = Job(
                     entry.name,
                     entry.version,
@@ -112,41 +102,10 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                 )
                 encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
                 response = await self._pipeline.segment(job, encode)
-        except asyncio.CancelledError as error:
-            failure, code = error, code_of_cancellation(deadline is not None and deadline <= monotonic())
-            raise
-        except Exception as error:
-            failure, code = error, code_from_error(error)
-            raise
-        finally:
-            self._record(request, labels, code, monotonic() - started, response, failure)
+            outcome.response_bytes = response.ByteSize()
+            outcome.fields = {"width": response.image_width, "height": response.image_height}
+            outcome.fields |= _timing_fields(response.timing)
         return response
-
-    def _record(
-        self,
-        request: pb.SegmentRequest,
-        labels: tuple[str, str],
-        code: grpc.StatusCode,
-        seconds: float,
-        response: pb.SegmentResponse | None,
-        failure: BaseException | None,
-    ) -> None:
-        self._metrics.requests.labels(*labels, code.name).inc()
-        self._metrics.request_seconds.labels(*labels).observe(seconds)
-        fields: dict[str, Any] = {
-            "request_id": request.request_id,
-            "model": "/".join(labels),
-            "code": code.name,
-            "ms": round(seconds * 1000, 2),
-        }
-        if response is not None:
-            self._metrics.response_bytes.observe(response.ByteSize())
-            fields |= {"width": response.image_width, "height": response.image_height}
-            fields |= _timing_fields(response.timing)
-        if failure is not None:
-            fields["reason"] = failure.reason if isinstance(failure, WeaksegError) else type(failure).__name__
-            self._metrics.rejected.labels(_reject_reason(failure)).inc()
-        log.info("request", extra={"fields": fields})
 
     def _describe(self, entry: Entry) -> pb.Model:
         message = pb.Model(
@@ -178,11 +137,6 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         return message
 
 
-def _deadline(context: Context) -> float | None:
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else monotonic() + remaining
-
-
 def _position(token: str) -> tuple[str, list[tuple[int, int, str]]]:
     name, slash, version = token.partition("/")
     if not slash:
@@ -194,10 +148,3 @@ def _timing_fields(timing: pb.Timing) -> dict[str, Any]:
     stages = ("queue", "decode", "infer", "postprocess", "encode")
     fields: dict[str, Any] = {f"{stage}_ms": getattr(timing, stage).ToMicroseconds() / 1000 for stage in stages}
     return fields | {"batch_size": timing.batch_size}
-
-
-def _reject_reason(failure: BaseException) -> str:
-    """A closed set, as a metric's label must be."""
-    if isinstance(failure, WeaksegError):
-        return failure.reason
-    return "CANCELLED" if isinstance(failure, asyncio.CancelledError) else "INTERNAL"
