@@ -8,13 +8,13 @@ refused before anything is done for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from serve.rate_limit import RateLimit
 from weakseg.errors import (
     DataError,
     DrainingError,
+    ImageError,
     ModelFailedError,
     OutputUnsupportedError,
     QueueFullError,
@@ -38,6 +39,8 @@ from weakseg.preprocess import fitted_size
 from weakseg.result import Result
 
 T = TypeVar("T")
+U = TypeVar("U")
+Image: TypeAlias = "bytes | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ class Job:
     """One image for one model.
 
     name, version: of the model, for batch keys and metrics.
-    image: a file in one of SERVICE_FORMATS, or (H, W, 3) uint8 RGB.
+    image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
     deadline: on the clock of `time.monotonic`; None = none.
     """
 
     name: str
     version: str
     model: Model
-    image: bytes | NDArray[np.uint8]
+    image: Image | Callable[[], Image]
     request: Request
     deadline: float | None = None
 
@@ -125,25 +128,53 @@ class Pipeline:
         """
         with self._admitted():
             decoded = await self._in(self._decoders, self._decode, job)
-            runs = {}
-            for graph in job.model.graphs_for(job.request):
-                runs[graph] = await self._run(job, graph, decoded)
-            for stage in ("queue_s", "infer_s"):
-                self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
-            return await self._in(self._finishers, self._finish, job, decoded, runs, encode)
+            return await self._segment(job, decoded, partial(self._encode, encode))
+
+    async def segment_all(
+        self, jobs: Sequence[Job], check: Callable[[list[Decoded]], None], encode: Callable[[list[Answer]], T]
+    ) -> T:
+        """One encoded answer to several images, which are admitted together or not at all.
+
+        The first that fails ends the others. `check` sees all images before any goes through a network, and may raise.
+
+        Raises:
+            As `segment`; an ImageError says which image it is.
+        """
+        with self._admitted(len(jobs)):
+            decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
+            check(decoded)
+            if len(jobs) == 1:  # encoded in the same thread
+                return await self._segment(jobs[0], decoded[0], lambda answer: self._encode(encode, [answer]))
+            answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, decoded, strict=True))
+            return await self._in(self._finishers, self._encode, encode, answers)
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, n: int = 1) -> Iterator[None]:
         if self.draining:
             raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
-        if self.inflight >= self.limit:
-            raise QueueFullError(f"expected at most {self.limit} requests at once, got one more: try again later")
-        self._rate_limit.take(CLIENT.get(), monotonic())
-        self._set_inflight(self.inflight + 1)
+        if self.inflight + n > self.limit:
+            more = "one" if n == 1 else str(n)
+            raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")
+        self._rate_limit.take(CLIENT.get(), monotonic(), n)
+        self._set_inflight(self.inflight + n)
         try:
             yield
         finally:
-            self._set_inflight(self.inflight - 1)
+            self._set_inflight(self.inflight - n)
+
+    async def _decode_nth(self, i: int, job: Job) -> Decoded:
+        try:
+            return await self._in(self._decoders, self._decode, job)
+        except ImageError as error:
+            raise ImageError(f"image {i}: {error}", error.reason) from error
+
+    async def _segment(self, job: Job, decoded: Decoded, then: Callable[[Answer], T]) -> T:
+        runs = {}
+        for graph in job.model.graphs_for(job.request):
+            runs[graph] = await self._run(job, graph, decoded)
+        for stage in ("queue_s", "infer_s"):
+            self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
+        return await self._in(self._finishers, lambda: then(self._finish(job, decoded, runs)))
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded)
@@ -156,26 +187,30 @@ class Pipeline:
 
     def _decode(self, job: Job) -> Decoded:
         started = monotonic()
-        if isinstance(job.image, bytes):
-            header = probe(job.image, formats=SERVICE_FORMATS)
+        image = job.image() if callable(job.image) else job.image
+        if isinstance(image, bytes):
+            header = probe(image, formats=SERVICE_FORMATS)
             fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `decode` would refuse later
-        decoded = job.model.decode(job.image, max_pixels=self._max_pixels, formats=SERVICE_FORMATS)
+        decoded = job.model.decode(image, max_pixels=self._max_pixels, formats=SERVICE_FORMATS)
         self._observe("decode", monotonic() - started)
         return decoded
 
-    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], encode: Callable[[Answer], T]) -> T:
+    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
         started = monotonic()
         result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()})
-        finished = monotonic()
         seconds = {
             "queue": sum(run.queue_s for run in runs.values()),
             "decode": decoded.seconds,
             "infer": sum(run.infer_s for run in runs.values()),
-            "postprocess": finished - started,
+            "postprocess": monotonic() - started,
         }
-        encoded = encode(Answer(result, seconds, min(run.batch_size for run in runs.values())))
-        self._observe("postprocess", finished - started)
-        self._observe("encode", monotonic() - finished)
+        self._observe("postprocess", seconds["postprocess"])
+        return Answer(result, seconds, min(run.batch_size for run in runs.values()))
+
+    def _encode(self, encode: Callable[[U], T], answered: U) -> T:
+        started = monotonic()
+        encoded = encode(answered)
+        self._observe("encode", monotonic() - started)
         return encoded
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
@@ -193,6 +228,21 @@ class Pipeline:
     def _set_inflight(self, n: int) -> None:
         self.inflight = n
         self._metrics.inflight.set(n)
+
+
+async def _together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What the steps give, in their order; when one raises, the others are cancelled before that error goes on."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
 
 
 def _result(job: Job, decoded: Decoded, outputs: GraphOutputs) -> Result:

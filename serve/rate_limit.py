@@ -17,22 +17,25 @@ class RateLimit:
         self._burst = float(burst)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> tokens, when that was true
 
-    def take(self, client: str, now: float) -> None:
-        """One image of `client`; `now` on any clock that does not go back.
+    def take(self, client: str, now: float, n: int = 1) -> None:
+        """n images of `client`; `now` on any clock that does not go back.
+
+        More than a bucket holds take a full one, and leave a debt.
 
         Raises:
-            RateLimitedError: the bucket is empty; `retry_s` says when it is not any more.
+            RateLimitedError: there are too few in the bucket; `retry_s` says when there are enough.
         """
         if not self._rate:
             return
         tokens, at = self._buckets.pop(client, (self._burst, now))
         tokens = min(self._burst, tokens + (now - at) * self._rate)
-        enough = tokens >= 1
-        self._buckets[client] = (tokens - enough, now)
+        needed = min(n, self._burst)
+        enough = tokens >= needed
+        self._buckets[client] = (tokens - n * enough, now)
         if len(self._buckets) > MOST_CLIENTS:
             self._buckets.popitem(last=False)
         if not enough:
             raise RateLimitedError(
                 f"expected at most {self._rate:g} images a second from one client, got more: wait, then go on",
-                retry_s=(1 - tokens) / self._rate,
+                retry_s=(needed - tokens) / self._rate,
             )

@@ -5,9 +5,9 @@ from weakseg.client import Client
 from weakseg.errors import RateLimitedError
 
 
-def refused(limit, client, at):
+def refused(limit, client, at, n=1):
     try:
-        limit.take(client, at)
+        limit.take(client, at, n)
     except RateLimitedError as error:
         return error.retry_s
     return None
@@ -20,6 +20,14 @@ def test_a_bucket_empties_and_fills_again():
     assert refused(limit, "a", 0.25) == 0.25
     assert [refused(limit, "a", 0.5), refused(limit, "a", 0.5)] == [None, 0.5]
     assert [refused(limit, "a", 1000.0) for _ in range(4)] == [None, None, None, 0.5]  # never more than the burst
+
+
+def test_a_batch_takes_its_images_at_once():
+    limit = RateLimit(2.0, burst=3)
+    assert [refused(limit, "a", 0.0, 2), refused(limit, "a", 0.0, 2), refused(limit, "a", 0.0)] == [None, 0.5, None]
+    assert refused(limit, "b", 0.0, 7) is None, "more than the bucket holds: a full one does"
+    assert refused(limit, "b", 0.0) == 2.5, "and 4 images of debt and one's own take their time"
+    assert [refused(limit, "b", 2.0), refused(limit, "b", 2.5)] == [0.5, None]
 
 
 def test_over_time_no_more_than_the_rate_gets_through():
