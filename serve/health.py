@@ -3,7 +3,7 @@
 | service | SERVING when |
 |---|---|
 | `liveness` | always: a restart would not help a model that loads slowly or fails |
-| `readiness`, the empty name, `weakseg.v1.SegmentationService` | every model is ready and the server is not draining |
+| `readiness`, the empty name, both services of ours | every model is ready and the server is not draining |
 | `<model>/<version>` | this version is ready |
 | `<model>` | a version of it is ready |
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from grpc_health.v1 import health, health_pb2
 
-from serve.interceptors import SERVICE
-from serve.models import Models
+from serve.interceptors import SERVICES
+from serve.models import Entry, Models
 
-READY_SERVICES = ("", "readiness", SERVICE)
+READY_SERVICES = ("", "readiness", *SERVICES)
 
 
 class Health:
@@ -27,12 +27,20 @@ class Health:
         self._known: set[str] = set()
         self.draining = False
 
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self._models.ready and not self.draining
+
+    def is_ready(self, entry: Entry) -> bool:
+        """Whether one model would answer a new request."""
+        return entry.loaded is not None and not self.draining
+
     async def update(self) -> None:
         """Say what is true now; called when a model changes its state."""
-        ready = self._models.ready and not self.draining
-        statuses = dict.fromkeys(READY_SERVICES, ready) | {"liveness": True}
+        statuses = dict.fromkeys(READY_SERVICES, self.ready) | {"liveness": True}
         for entry in self._models.entries():
-            is_ready = entry.loaded is not None and not self.draining
+            is_ready = self.is_ready(entry)
             statuses[f"{entry.name}/{entry.version}"] = is_ready
             statuses[entry.name] = statuses.get(entry.name, False) or is_ready
         gone = dict.fromkeys(self._known - statuses.keys(), False)  # versions that are not served any more

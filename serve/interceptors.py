@@ -28,6 +28,8 @@ from weakseg import errors
 
 DOMAIN = "weakseg"
 SERVICE = "weakseg.v1.SegmentationService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+SERVICES = (SERVICE, INFERENCE_SERVICE)  # ours; a drain waits for their calls
 
 log = logging.getLogger("serve.errors")
 audit = logging.getLogger("serve.audit")
@@ -214,12 +216,12 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
 
     def _enter(self, service: str) -> None:
-        if service == SERVICE:
+        if service in SERVICES:
             self.running += 1
             self._idle.clear()
 
     def _leave(self, service: str) -> None:
-        if service == SERVICE:
+        if service in SERVICES:
             self.running -= 1
             if not self.running:
                 self._idle.set()
@@ -237,11 +239,19 @@ def _authorization(details: grpc.HandlerCallDetails) -> str | None:
 
 def model_name(ref: Any) -> str:
     """`name/version` of a ModelRef, as far as it says."""
-    return "/".join(part for part in (ref.name, ref.version) if part)
+    return _joined(ref.name, ref.version)
+
+
+def _joined(name: str, version: str) -> str:
+    return "/".join(part for part in (name, version) if part)
 
 
 def _asked_model(request: Any) -> str:
-    return model_name(request.model) if hasattr(request, "model") else ""  # a stream's request is an iterator
+    """The model that a request of any of our methods names; a stream's request is an iterator, which names none."""
+    if hasattr(request, "model_name"):
+        return _joined(request.model_name, request.model_version)
+    ref = getattr(request, "model", request)
+    return model_name(ref) if hasattr(ref, "version") else ""
 
 
 def _code_from_int(value: Any) -> grpc.StatusCode:

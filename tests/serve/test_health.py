@@ -10,7 +10,7 @@ import weakseg
 from serve.repository import BundleFolder
 
 LONG_S = 60.0
-READY = ("", "readiness", "weakseg.v1.SegmentationService")
+READY = ("", "readiness", "weakseg.v1.SegmentationService", "inference.GRPCInferenceService")
 SERVING, NOT_SERVING = "SERVING", "NOT_SERVING"
 
 
@@ -22,7 +22,7 @@ def check(running, *services):
 
 
 def test_ready(shared_serving):
-    assert check(shared_serving, *READY, "liveness", "toy", "toy/1") == [SERVING] * 6
+    assert check(shared_serving, *READY, "liveness", "toy", "toy/1") == [SERVING] * 7
 
 
 def test_an_unknown_service_is_not_found(shared_serving):
@@ -39,24 +39,24 @@ def test_alive_but_not_ready_while_a_model_loads(serving):
         return weakseg.load(path, threads=1)
 
     running = serving(load=load, wait_loaded=False)
-    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 5
+    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 6
     may_load.set()
     running.call(running.server.wait_loaded())
     running.call(running.server.health.update())
-    assert check(running, *READY, "toy", "toy/1") == [SERVING] * 5
+    assert check(running, *READY, "toy", "toy/1") == [SERVING] * 6
 
 
 def test_a_model_that_failed_keeps_the_server_out_of_rotation(serving, toy_bundle, tmp_path):
     running = serving(folders=[BundleFolder("good", "1", toy_bundle), BundleFolder("bad", "1", tmp_path)])
     running.call(running.server.health.update())
     assert check(running, "good/1", "good", "bad/1", "bad") == [SERVING, SERVING, NOT_SERVING, NOT_SERVING]
-    assert check(running, "liveness", *READY) == [SERVING] + [NOT_SERVING] * 3
+    assert check(running, "liveness", *READY) == [SERVING] + [NOT_SERVING] * 4
 
 
 def test_draining_is_alive_and_not_ready(serving):
     running = serving()
     running.call(running.server.health.drain())
-    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 5
+    assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 6
 
 
 def test_a_watcher_is_told(serving):
