@@ -24,9 +24,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import weakseg
 from serve.access import Access
 from serve.health import Health
-from serve.interceptors import SERVICE, Edge
+from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
+from serve.interceptors import SERVICES, Edge
 from serve.metrics import Metrics, MetricsServer
 from serve.models import Entry, Models, ModelState
+from serve.oip import InferenceService
 from serve.pipeline import Pipeline
 from serve.rate_limit import RateLimit
 from serve.repository import BundleFolder
@@ -158,11 +160,13 @@ class Server:
         )
         service = SegmentationService(self.config, self.models, self.pipeline, self.metrics)
         pb_grpc.add_SegmentationServiceServicer_to_server(service, server)
+        inference = InferenceService(self.config, self.models, self.pipeline, self.metrics, self.health)
+        oip_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self.config.reflection:
             from grpc_reflection.v1alpha import reflection
 
-            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
 
