@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 GPU := .venv-gpu
 STAMP := $(VENV)/.installed
 TORCHSERVE := .venv-torchserve
+TRITONCLIENT := .venv-tritonclient
 # Two busy cores and many OpenMP pools are slow together; tests compute little.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,16 @@ torchserve: $(TORCHSERVE)/.installed  ## serve BUNDLE=runs/demo/bundle by TorchS
 
 test-torchserve: $(STAMP) $(TORCHSERVE)/.installed  ## the archive in a real TorchServe; needs Java
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/export/test_torchserve_slow.py
+
+# An environment of its own: its messages are those of serve/inference, which one process cannot have twice; and it wants an
+# older protobuf.
+$(TRITONCLIENT)/.installed: Makefile
+	test -x $(TRITONCLIENT)/bin/python || $(PYTHON) -m venv $(TRITONCLIENT)
+	$(TRITONCLIENT)/bin/python -m pip install --quiet --disable-pip-version-check 'tritonclient[grpc]==2.73.0' pillow
+	@touch $@
+
+test-oip: $(STAMP) $(TRITONCLIENT)/.installed  ## the Open Inference Protocol, asked by NVIDIA's tritonclient
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/serve/test_tritonclient_slow.py
 
 # An environment of its own: onnxruntime-gpu takes onnxruntime's place.
 $(GPU)/.installed: pyproject.toml constraints.txt

@@ -157,6 +157,8 @@ def response_from_answers(
     for output, batch in arrays.items():
         tensor = add_output(response, output, np.stack(batch), raw=options.raw)
         threshold = results[0].threshold
+        if output == "scores":  # tritonclient has no properties of a model, where they are, too
+            tensor.parameters["classes"].string_param = json.dumps(results[0].classes.names)
         if output == "pseudo_mask" and threshold is not None:
             tensor.parameters["threshold"].double_param = threshold.t
             tensor.parameters["threshold_rule"].string_param = threshold.rule

@@ -12,6 +12,8 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from hypothesis import given
+from hypothesis import strategies as st
 
 import weakseg
 from serve.inference import grpc_inference_service_pb2 as oip
@@ -19,9 +21,10 @@ from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from serve.repository import BundleFolder
 from serve.oip import response_from_answers
 from serve.oip_requests import Options
-from serve.oip_tensors import add_output
+from serve.oip_tensors import add_output, images_from_request
 from serve.pipeline import Answer
 from weakseg.classes import ClassTable, voc_palette
+from weakseg.errors import ImageError, InvalidRequestError
 from weakseg.model import Model
 from weakseg.result import Result
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -135,8 +138,10 @@ def test_scores_and_cams_of_all_classes(stub, model, colours, png):
     assert got["cam"].dtype == np.float32
 
 
-def test_scores_alone(stub, model, colours, png):
-    got = arrays(stub.ModelInfer(files([png(colours)], "scores")))
+def test_scores_alone_name_their_classes(stub, model, colours, png):
+    response = stub.ModelInfer(files([png(colours)], "scores"))
+    assert json.loads(response.outputs[0].parameters["classes"].string_param) == ["red", "green", "blue"]
+    got = arrays(response)
     expected = model.segment(colours, outputs=("cam",)).scores
     assert list(got) == ["scores"] and got["scores"].tolist() == [[*expected.values()]]
 
@@ -409,6 +414,24 @@ def test_invalid_request(shared_serving, name):
     code, reason, fields, said, retry = error_of(shared_serving, message)
     assert (code, reason, fields, retry) == ("INVALID_ARGUMENT", "INVALID_REQUEST", [field], None)
     assert len(said) < 500 and any(word in said for word in ("expected", "must", "there is none"))
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=8), st.booleans())
+def test_files_come_out_as_they_went_in(datas, raw):
+    assert images_from_request(files(datas, raw=raw), 8, 100) == datas
+
+
+@given(
+    st.sampled_from(["BYTES", "UINT8"]),
+    st.lists(st.integers(-2, 4) | st.integers(-(2**63), 2**63 - 1), max_size=5),
+    st.lists(st.binary(max_size=40), max_size=2),
+)
+def test_whatever_comes_is_images_or_an_error_of_the_table(datatype, shape, raw):
+    try:
+        images = images_from_request(request(TENSOR(name="image", datatype=datatype, shape=shape), raw=raw), 8, 100)
+    except (InvalidRequestError, ImageError):
+        return
+    assert len(images) == shape[0]
 
 
 @pytest.mark.parametrize("tag", ["dog", "x" * 4000], ids=["short", "long"])
