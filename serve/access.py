@@ -23,6 +23,7 @@ from serve.tls import stamp
 from weakseg.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 
 OPEN_SERVICES = ("grpc.health.v1.Health",)
+OPEN_METHODS = ("ServerLive", "ServerReady", "ModelReady")  # health checks of the Open Inference Protocol
 PERMISSIONS = {"Segment": "segment", "SegmentStream": "segment", "ModelInfer": "segment"}  # others: "models"
 ADMIN_SERVICE = "weakseg.v1.AdminService"
 DEFAULT = frozenset({"segment", "models"})
@@ -63,7 +64,7 @@ class Access:
             UnauthenticatedError: no token, or one that is not in the file. PermissionDeniedError: not allowed to it.
         """
         service, name = method.strip("/").rsplit("/", 1)
-        if self._path is None or service in OPEN_SERVICES:
+        if self._path is None or service in OPEN_SERVICES or name in OPEN_METHODS:
             return ""
         self._refresh(self._path)
         scheme, _, token = (authorization or "").partition(" ")

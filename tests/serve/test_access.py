@@ -6,6 +6,8 @@ import grpc
 import pytest
 
 from serve.access import Access, read_tokens
+from serve.inference import grpc_inference_service_pb2 as oip
+from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from weakseg.channel import is_local
 from weakseg.client import Client
 from weakseg.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
@@ -48,8 +50,9 @@ def test_a_token_names_its_caller_and_says_what_it_allows(tokens):
         access.caller("/weakseg.v1.AdminService/LoadModel", f"Bearer {SECRET}")
 
 
-def test_health_checks_need_none(tokens):
-    assert Access(tokens).caller("/grpc.health.v1.Health/Check", None) == ""
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check", "inference.GRPCInferenceService/ServerReady"])
+def test_health_checks_need_none(tokens, method):
+    assert Access(tokens).caller(f"/{method}", None) == ""
 
 
 @pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", SECRET, f"Basic {SECRET}", f"Bearer {SECRET}x"])
@@ -119,6 +122,18 @@ def test_a_served_call_needs_its_token_and_a_denied_one_leaves_a_line(serving, t
     # Counted when the call has ended, which its client may see a moment earlier.
     running.until(lambda: running.sample("grpc_server_handled_total", grpc_code="UNAUTHENTICATED", **handled) == 1)
     running.until(lambda: running.server._edge.running == 0)
+
+
+def test_the_open_inference_protocol_needs_the_same_tokens(serving, tokens):
+    with grpc.insecure_channel(serving(tokens=tokens).target) as channel:
+        stub = oip_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ServerReady(oip.ServerReadyRequest()).ready
+        viewer = (("authorization", f"Bearer {OTHER}"),)
+        assert stub.ModelMetadata(oip.ModelMetadataRequest(), metadata=viewer).name == "toy"
+        for metadata, code in ((None, "UNAUTHENTICATED"), (viewer, "PERMISSION_DENIED")):
+            with pytest.raises(grpc.RpcError) as raised:
+                stub.ModelInfer(oip.ModelInferRequest(), metadata=metadata)
+            assert raised.value.code().name == code
 
 
 def test_a_stream_without_a_token_is_refused(serving, tokens):
