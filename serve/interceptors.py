@@ -31,6 +31,9 @@ SERVICE = "weakseg.v1.SegmentationService"
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 SERVICES = (SERVICE, INFERENCE_SERVICE)  # ours; a drain waits for their calls
 
+# Of a text that may quote the client. A status has it up to three times, and gRPC takes 8 KiB of trailers.
+MAX_TOLD_BYTES = 1000
+
 log = logging.getLogger("serve.errors")
 audit = logging.getLogger("serve.audit")
 
@@ -74,10 +77,11 @@ def status_from_error(error: Exception, resource: str = "") -> status_pb2.Status
     if row is None:
         return _internal_status(error)
     assert isinstance(error, errors.WeaksegError)
+    message = _told(str(error))
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if row.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=getattr(error, "field", "") or row.field, description=str(error)
+            field=getattr(error, "field", "") or row.field, description=message
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if row.retry_s is not None:
@@ -87,10 +91,10 @@ def status_from_error(error: Exception, resource: str = "") -> status_pb2.Status
     if row.resource:
         details.append(
             error_details_pb2.ResourceInfo(
-                resource_type="weakseg.v1.Model", resource_name=resource, description=str(error)
+                resource_type="weakseg.v1.Model", resource_name=_told(resource), description=message
             )
         )
-    return _status(row.code, str(error), details)
+    return _status(row.code, message, details)
 
 
 def row_from_error(error: BaseException) -> Row | None:
@@ -109,6 +113,11 @@ def code_from_error(error: BaseException) -> grpc.StatusCode:
 def code_of_cancellation(deadline_passed: bool) -> grpc.StatusCode:
     """A call ends early when its client went away, or when its time was up: the handler cannot tell from the error."""
     return grpc.StatusCode.DEADLINE_EXCEEDED if deadline_passed else grpc.StatusCode.CANCELLED
+
+
+def _told(text: str) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= MAX_TOLD_BYTES else data[:MAX_TOLD_BYTES].decode(errors="ignore") + "…"
 
 
 def _internal_status(error: Exception) -> status_pb2.Status:

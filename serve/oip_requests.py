@@ -17,7 +17,7 @@ OUTPUTS = ("segmentation", "pseudo_mask", "scores", "cam")
 DENSE = ("segmentation", "pseudo_mask", "cam")  # arrays that are as large as the image, or in proportion to it
 CAM_DATATYPES = ("FP32", "FP16")
 MAX_TAGS_CHARACTERS = 4096
-_MAX_SAID = 200  # characters of a message about what the client wrote: trailers have a limit
+_MAX_SAID = 200  # characters of what the client wrote in a message about it
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def with_model(options: Options, model: Model) -> tuple[Options, Request]:
             outputs=kinds, tags=options.tags, threshold=options.threshold, refine=options.refinement
         )
     except UnknownClassError as error:
-        told = InvalidRequestError(str(error)[:_MAX_SAID], "parameters.tags")
+        told = InvalidRequestError(str(error), "parameters.tags")
         told.reason = error.reason
         raise told from error
     shown = range(len(model.classes)) if "cam" in names else ()

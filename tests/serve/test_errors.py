@@ -216,6 +216,16 @@ def test_model_not_found(shared_serving, name, version, method):
     assert details["ResourceInfo"].resource_name == "/".join(filter(None, (name, version)))
 
 
+@pytest.mark.parametrize("letter", ["x", "\u732b"])
+def test_a_long_name_is_cut_short_in_the_answer(shared_serving, letter):
+    """gRPC replaces a status above its limit for trailers by another of its own."""
+    ref = pb.ModelRef(name=letter * 100_000, version=letter * 100_000)
+    code, details, message, error = ask(shared_serving, pb.GetModelRequest(model=ref), "GetModel")
+    assert (code.name, details["ErrorInfo"].reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    assert type(error) is errors.ModelNotFoundError
+    assert message.startswith(f"no model '{letter * 100}") and message.endswith("…")
+
+
 def test_without_a_name_two_models_are_one_too_many(serving, toy_bundle):
     running = serving(folders=[BundleFolder("a", "1", toy_bundle), BundleFolder("b", "1", toy_bundle)])
     answer = ask(running, request(image=PIXEL))
