@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from export.half import Half, HalfResult, half_within
 from export.int8 import Int8Result, int8_from_fp32, label_maps
-from export.parity import batches
 from weakseg.datasets import Dataset
 from weakseg.errors import ParityError
 from weakseg.image import read_image
@@ -48,9 +47,7 @@ def in_precisions(
     halves: tuple[Half, ...] = ("fp16", "bf16")
     for half in (half for half in halves if half in precisions):
         min_score = CAM_MIN_SCORE.get(manifest.cam.method, 0.0)
-        # With the sizes that the gate will ask for: on a handful of cells an error weighs more.
-        judged_on = images[:N_HALF] + [image for batch in batches(images[:1]) for image in batch]
-        narrow = partial(half_within, images=judged_on, half=half, min_score=min_score)
+        narrow = partial(half_within, images=images[:N_HALF], half=half, min_score=min_score)
         for name, made in _of_graphs(files, narrow, half, progress).items():
             forms[name][half] = made.model
     if "int8" in precisions:

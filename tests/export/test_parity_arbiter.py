@@ -84,6 +84,29 @@ def test_maps_of_unlikely_classes_are_left_out_where_that_is_asked_for() -> None
             compare("classifier", reference, off, images, min_score=min_score, **settings)
 
 
+def test_tiny_maps_of_16_bits_are_left_out_with_those_methods_alone() -> None:
+    class OffWhereTiny(Constant):
+        def run(self, graph, images, outputs=None):
+            outputs = super().run(graph, images)
+            if min(images.shape[1:3]) < 64:
+                outputs["cam"][:, 1] = 1.5
+            return outputs
+
+    images = [np.zeros((70, 64, 3), np.uint8)]
+    reference, off = (kind(1.0, 1.0, scores=(0.9, 0.9)) for kind in (Constant, OffWhereTiny))
+    settings = {"normalisation": "max", "runtime": "test", "views": 1}
+    for half in ("fp16", "bf16"):
+        assert compare("c", reference, off, images, precision=half, min_score=0.1, **settings).summary()["cam"] == 0
+        with pytest.raises(ParityError, match="images 1x1x1 "):
+            compare("c", reference, off, images, precision=half, min_score=0.0, **settings)
+    with pytest.raises(ParityError, match="images 1x1x1 "):
+        compare("c", reference, off, images, precision="fp32", min_score=0.1, **settings)
+    with pytest.raises(ParityError, match="images 1x70x64 "):
+        compare(
+            "c", reference, Constant(1.0, 1.5, scores=(0.9, 0.9)), images, precision="fp16", min_score=0.1, **settings
+        )
+
+
 class Noisy(nn.Module):
     """Two maps, of which float32 loses the second one: a small difference of large numbers."""
 
