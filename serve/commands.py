@@ -41,7 +41,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    """Serve until SIGTERM or SIGINT; the exit code is 1 when requests inside were cut off."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file = first.parse_known_args(argv)[0].config
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.check:
         return check(config, folders, as_json=arguments.json)
     set_up(config.log_format, config.log_level)
-    asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
-    return 0
+    all_answered = asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
+    return 0 if all_answered else 1
 
 
 def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:

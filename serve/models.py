@@ -173,19 +173,23 @@ class Models:
             self._labels = labels
             there = {_key(folder): folder for folder in folders}
             wanted = {_key(folder) for folder in self._wanted(folders)}
-            await self._unload_all(key for key in self._entries if key not in there)
             if self._policy == "stop_first":
                 await self._unload_all(key for key in self._entries if key not in wanted)
             for key in sorted(wanted, key=_order):
                 await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
-            for name in sorted({name for name, _ in wanted}):
+            for name in sorted({name for name, _ in (*wanted, *self._entries)}):
                 await self._replace(name, wanted, there)
             self._started = self._started or self.ready
 
     async def _replace(self, name: str, wanted: Set[Key], there: Mapping[Key, BundleFolder]) -> None:
-        """Older versions go once the new ones answer; where none of these can, the newest that can comes back."""
-        if all(self._entries[key].loaded is not None for key in wanted if key[0] == name):
-            await self._unload_all(key for key in self._entries if key[0] == name and key not in wanted)
+        """Versions that are not wanted go once wanted ones answer; where none of these can, what can stays."""
+        answers = [self._entries[key].loaded is not None for key in wanted if key[0] == name]
+        others = [key for key in self._entries if key[0] == name and key not in wanted]
+        if all(answers):
+            await self._unload_all(others)
+            return
+        if any(answers):
+            await self._unload_all(key for key in others if key not in there)
             return
         older = sorted((key for key in there if key[0] == name and key not in wanted), key=_order, reverse=True)
         for key in older:

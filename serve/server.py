@@ -43,6 +43,7 @@ from weakseg.preprocess import fitted_size
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LAG_EVERY_S = 0.5
+REFUSALS_S = 1.0  # for calls that are being refused when the port closes; only an open health watch takes all of it
 
 log = logging.getLogger("serve")
 
@@ -126,8 +127,8 @@ class Server:
         """Begin to look for models that are new, changed or gone."""
         self._spawn(self.models.reload())
 
-    async def stop(self, *, delay_s: float | None = None, grace_s: float | None = None) -> None:
-        """Drain and close, as the module says; None = as configured."""
+    async def stop(self, *, delay_s: float | None = None, grace_s: float | None = None) -> bool:
+        """Drain and close, as the module says; None = as configured. Whether every request inside was answered."""
         log.info("draining", extra={"fields": {"running": self._edge.running}})
         await self.health.drain()
         await asyncio.sleep(self.config.drain_delay_s if delay_s is None else delay_s)
@@ -135,7 +136,7 @@ class Server:
         grace_s = self.config.drain_grace_s if grace_s is None else grace_s
         idle = await self._edge.wait_idle(grace_s)
         # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
-        await self._grpc.stop(0.1)
+        await self._grpc.stop(REFUSALS_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -144,6 +145,7 @@ class Server:
         if self._http is not None:
             self._http.close()
         log.info("stopped", extra={"fields": {"all_finished": idle}})
+        return idle
 
     def _build(self) -> Any:
         limit = self.config.max_message_bytes
@@ -252,8 +254,11 @@ def loader(config: ServeConfig) -> Callable[[Path], Model]:
 
 async def serve(
     config: ServeConfig, scan: Callable[[], Sequence[BundleFolder]], on_start: Callable[[Server], None]
-) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reloads the models. `on_start` is called when the ports are open."""
+) -> bool:
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the models. `on_start` is called when the ports are open.
+
+    Returns: whether every request inside was answered.
+    """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -270,5 +275,6 @@ async def serve(
         stopping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stopping
-        await server.stop(delay_s=0.0, grace_s=0.0)
+        return await server.stop(delay_s=0.0, grace_s=0.0)
     second.cancel()
+    return stopping.result()

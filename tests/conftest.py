@@ -2,6 +2,10 @@
 
 import asyncio
 import io
+import json
+import select
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,6 +20,7 @@ settings.register_profile("weakseg", deadline=None)
 settings.load_profile("weakseg")
 
 TOY_MODELS = Path(__file__).parent / "data" / "bundles"
+ROOT = Path(__file__).parents[1]
 LONG_S = 60.0
 
 
@@ -178,3 +183,24 @@ def shared_serving():
     server = Serving()
     yield server
     server.close()
+
+
+@pytest.fixture
+def process(toy_bundle):
+    """A function that starts `weakseg serve` in a process of its own; returns it and what it printed about itself."""
+    started = []
+
+    def start(*flags):
+        args = [sys.executable, "-c", "import sys; from weakseg.cli import main; sys.exit(main())", "serve", "--json"]
+        args += ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
+        child = subprocess.Popen(
+            [*args, "--threads", "1", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(child)
+        assert select.select([child.stdout], [], [], LONG_S)[0], "the server said nothing"
+        return child, json.loads(child.stdout.readline())
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()

@@ -133,6 +133,31 @@ async def test_a_version_that_is_new_is_loaded_and_one_that_is_gone_goes(reposit
     assert len(made.changes) == n_changes, "nothing has changed"
 
 
+async def test_a_version_that_takes_the_place_of_another_leaves_no_gap(repository):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    first = models.get("toy", "1").model
+    made.remove("toy/1")
+    made.put("toy/2", "damaged")
+    await models.reload()
+    assert states(models) == {"toy/1": "READY", "toy/2": "FAILED"} and not first.closed, "it stays, from memory"
+    made.put("toy/2")
+    made.changes.clear()
+    await models.reload()
+    assert made.changes == [("toy/2", "LOADING"), ("toy/2", "READY"), ("toy/1", "UNLOADING")] and first.closed
+
+
+async def test_a_model_that_is_gone_with_all_its_versions_goes(repository):
+    made = repository("toy/1", "toy/2", "cat/1")
+    models = made.open()
+    await models.load_all()
+    made.remove("toy/1")
+    made.remove("toy/2")
+    await models.reload()
+    assert states(models) == {"cat/1": "READY"}
+
+
 async def test_a_model_is_closed_when_its_last_request_has_its_answer(repository):
     made = repository("toy/1")
     models = made.open()

@@ -3,13 +3,10 @@
 import json
 import logging
 import os
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import grpc
 import pytest
@@ -28,7 +25,6 @@ from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LONG_S = 60.0
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -40,27 +36,6 @@ def own_logging():
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-
-
-@pytest.fixture
-def process(toy_bundle):
-    """A function that starts `weakseg serve` in a process of its own; returns it and what it printed about itself."""
-    started = []
-
-    def start(*flags):
-        args = [sys.executable, "-c", "import sys; from weakseg.cli import main; sys.exit(main())", "serve", "--json"]
-        args += ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]
-        child = subprocess.Popen(
-            [*args, "--threads", "1", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        started.append(child)
-        assert select.select([child.stdout], [], [], LONG_S)[0], "the server said nothing"
-        return child, json.loads(child.stdout.readline())
-
-    yield start
-    for child in started:
-        child.kill()
-        child.communicate()
 
 
 def is_ready(channel):
