@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import random
+import time
 from pathlib import Path
 from typing import Any, TypedDict
 
 import grpc
 
-from weakseg.errors import ConfigError
+from weakseg.errors import ConfigError, QueueFullError, RateLimitedError, WeaksegError
 
 KEEPALIVE_MS = 30_000
+MOST_TRIES = 4  # of a call that a busy server refuses, and of one that gRPC finds no server for
 TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
 SERVICE = "weakseg.v1.SegmentationService"
 
@@ -34,6 +37,32 @@ class AccessOptions(TypedDict, total=False):
     key: str | Path
     token: str
     plaintext_token: bool
+
+
+class Patience:
+    """The time that a call has, tries and waits together.
+
+    gRPC itself tries again where no server answers (`channel_options`). A server that answers that it is busy, and for
+    how long (RetryInfo), is asked again here, after a little more than that: not everybody at once.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._ends = time.monotonic() + timeout_s
+        self._tries = 1
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._ends - time.monotonic())
+
+    def wait_s(self, error: WeaksegError, cause: Exception) -> float:
+        """How long to wait before the next try; raises `error` where there is to be none."""
+        retry_s = getattr(error, "retry_s", None)
+        if isinstance(error, QueueFullError | RateLimitedError) and retry_s is not None and self._tries < MOST_TRIES:
+            wait_s: float = retry_s * random.uniform(1.0, 1.5) * 2 ** (self._tries - 1)
+            if wait_s < self.left_s:
+                self._tries += 1
+                return wait_s
+        raise error from cause
 
 
 def credentials(options: AccessOptions) -> grpc.ChannelCredentials | None:
@@ -85,7 +114,7 @@ def is_local(target: str) -> bool:
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     retry = {
-        "maxAttempts": 4,
+        "maxAttempts": MOST_TRIES,
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, Unpack, overload
 
 import grpc
 
-from weakseg.channel import AccessOptions, channel_options, credentials, metadata
+from weakseg.channel import AccessOptions, Patience, channel_options, credentials, metadata
 from weakseg.client_state import KnownModel, OnError, StreamOrder
 from weakseg.errors import ModelNotFoundError, WeaksegError
 from weakseg.model import Source
@@ -42,6 +43,9 @@ MAX_MESSAGE_BYTES = 32 * 2**20
 
 class Client:
     """A connection to a server. Opening it does not wait; the first call does.
+
+    A call is tried again when no server could be reached, and when one was busy and said for how long; an image of a
+    stream is not, but its error says the same.
 
     Args:
         target: "host:port", or any gRPC name: "dns:///weakseg:8500" is balanced over all its addresses.
@@ -182,11 +186,12 @@ class Client:
         return self._known.info or self._known.learn(self.model())
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        try:
-            timeout_s = self.timeout_s if timeout_s is None else timeout_s
-            return method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
+        patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return method(request, timeout=patience.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                time.sleep(patience.wait_s(error_from_rpc(error, self.target), error))
 
 
 class AsyncClient:
@@ -309,8 +314,9 @@ class AsyncClient:
         return self._known.info or self._known.learn(await self.model())
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        try:
-            timeout_s = self.timeout_s if timeout_s is None else timeout_s
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
+        patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return await method(request, timeout=patience.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                await asyncio.sleep(patience.wait_s(error_from_rpc(error, self.target), error))

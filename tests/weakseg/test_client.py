@@ -12,9 +12,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc_status import rpc_status
 from PIL import Image
 
 import weakseg
+from serve.interceptors import status_from_error
 from weakseg import errors
 from weakseg.client import AsyncClient, Client
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -453,3 +455,51 @@ def test_the_example(shared_serving, colours, tmp_path):
     assert "a.png: red, green, blue" in done.stdout
     assert "b.png: expected" in done.stderr
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a-mask.png", "a-overlay.png"]
+
+
+class Busy(pb_grpc.SegmentationServiceServicer):
+    """Refuses so many calls as a busy server does, then answers."""
+
+    def __init__(self, refusals, retry_s):
+        self.refusals, self.retry_s, self.n_calls = refusals, retry_s, 0
+
+    def ListModels(self, request, context):  # noqa: N802
+        self.n_calls += 1
+        if self.n_calls <= self.refusals:
+            error = errors.QueueFullError("full")
+            error.retry_s = self.retry_s
+            status = rpc_status.to_status(status_from_error(error))
+            context.abort_with_status(status)
+        return pb.ListModelsResponse()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("refusals", "retry_s", "timeout_s", "n_calls"),
+    [(3, 0.01, 30.0, 4), (4, 0.01, 30.0, 4), (1, 100.0, 1.0, 1)],
+    ids=["tried until it answers", "given up", "longer than there is time"],
+)
+async def test_a_busy_server_is_asked_again_when_it_said(refusals, retry_s, timeout_s, n_calls, kind):
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    servicer = Busy(refusals, retry_s)
+    pb_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+
+    async def models():
+        if kind is Client:
+            with Client(f"127.0.0.1:{port}", timeout_s=timeout_s) as client:
+                return await asyncio.to_thread(client.models)
+        async with AsyncClient(f"127.0.0.1:{port}", timeout_s=timeout_s) as client:
+            return await client.models()
+
+    try:
+        if refusals < n_calls:
+            assert await models() == []
+        else:
+            with pytest.raises(errors.QueueFullError) as raised:
+                await models()
+            assert raised.value.retry_s == retry_s
+    finally:
+        server.stop(None).wait()
+    assert servicer.n_calls == n_calls
