@@ -25,6 +25,7 @@ from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
 from weakseg.errors import (
     DataError,
+    DeadlineTooShortError,
     DrainingError,
     ImageError,
     ModelFailedError,
@@ -58,6 +59,11 @@ class Job:
     image: Image | Callable[[], Image]
     request: Request
     deadline: float | None = None
+
+    def check_time(self) -> None:
+        """Raises DeadlineTooShortError when nobody waits any more; a step that takes time asks before it starts."""
+        if self.deadline is not None and self.deadline <= monotonic():
+            raise DeadlineTooShortError("the deadline passed before the answer was ready: allow more time")
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,12 @@ class Pipeline:
             runs[graph] = await self._run(job, graph, decoded)
         for stage in ("queue_s", "infer_s"):
             self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
-        return await self._in(self._finishers, lambda: then(self._finish(job, decoded, runs)))
+        return await self._in(self._finishers, self._answer, job, decoded, runs, then)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded)
-        key = (job.name, job.version, graph, outputs, decoded.prepared.shape)
+        # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
+        key = (job.name, job.version, id(job.model), graph, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
         try:
             return await self._batcher.submit(key, decoded.prepared, run, job.deadline)
@@ -186,6 +193,7 @@ class Pipeline:
             raise ModelRunError(str(error)) from error
 
     def _decode(self, job: Job) -> Decoded:
+        job.check_time()
         started = monotonic()
         image = job.image() if callable(job.image) else job.image
         if isinstance(image, bytes):
@@ -194,6 +202,12 @@ class Pipeline:
         decoded = job.model.decode(image, max_pixels=self._max_pixels, formats=SERVICE_FORMATS)
         self._observe("decode", monotonic() - started)
         return decoded
+
+    def _answer(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], then: Callable[[Answer], T]) -> T:
+        job.check_time()
+        answer = self._finish(job, decoded, runs)
+        job.check_time()
+        return then(answer)
 
     def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
         started = monotonic()

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import shutil
 import threading
 
 import grpc
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.repository import find_bundles
 from weakseg.cam import alpha_from_threshold
 from weakseg.classes import ClassTable
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -267,6 +270,33 @@ def test_images_of_different_sizes_do_not_share_a_batch(serving, colours, png):
         running.runner.gate.set()
         sizes = [call.result(LONG_S).timing.batch_size for call in calls]
     assert sizes == [1, 2, 1, 2]
+
+
+def test_images_that_wait_for_a_version_that_is_replaced_get_the_one_they_asked(
+    serving, toy_bundle, tmp_path, colours, png
+):
+    folder = tmp_path / "toy" / "1"
+    shutil.copytree(toy_bundle, folder)
+    running = serving(max_batch=4, folders=lambda: find_bundles([], tmp_path))
+    old = running.runner
+    old.gate.clear()
+    with stub_of(running) as stub:
+        calls = [stub.Segment.future(request(png(colours)))]
+        running.until(lambda: len(old.batches) == 1)
+        calls.append(stub.Segment.future(request(png(colours))))
+        running.until(lambda: running.sample("weakseg_queue_depth") == 1)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"presence": 0.25}))
+        running._loop.call_soon_threadsafe(running.server.reload)
+        running.until(lambda: running.server.models.get("toy", "1").model.runner is not old)
+        calls.append(stub.Segment.future(request(png(colours))))
+        running.until(lambda: running.sample("weakseg_queue_depth") == 2)
+        old.gate.set()
+        responses = [call.result(LONG_S) for call in calls]
+    assert [response.timing.batch_size for response in responses] == [1, 1, 1]
+    assert (len(old.batches), len(running.runner.batches)) == (2, 1)
+    first, second, third = (response.model_sha256 for response in responses)
+    assert first == second != third
 
 
 def test_a_cancelled_call_never_reaches_the_network(serving, colours, png):

@@ -1,0 +1,267 @@
+"""R5, R6, R7, R8: more requests than a server can answer, too little time, and clients that go away or do not read.
+
+The runner sleeps instead of computing, so that a server's capacity is known: one image each EXECUTION_S.
+"""
+
+import asyncio
+import random
+import socket
+import time
+from collections import Counter
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+import weakseg
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+LONG_S = 60.0
+EXECUTION_S = 0.02
+
+
+class SleepingRunner:
+    """A real runner that takes its time; `started` are the clock's readings at which executions began."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.started = []
+
+    @property
+    def provider(self):
+        return self.inner.provider
+
+    def run(self, graph, images, outputs=None):
+        self.started.append(time.monotonic())
+        time.sleep(EXECUTION_S * len(images))
+        return self.inner.run(graph, images, outputs)
+
+    def close(self):
+        self.inner.close()
+
+
+@pytest.fixture
+def slow(serving):
+    """A function that starts a server of known capacity; returns it and its runner."""
+
+    def start(**options):
+        runners = []
+
+        def load(path):
+            model = weakseg.load(path, threads=1)
+            model.runner = SleepingRunner(model.runner)
+            runners.append(model.runner)
+            return model
+
+        running = serving(load=load, max_batch=1, **options)
+        return running, runners[0]
+
+    return start
+
+
+@pytest.fixture
+def request_(png, colours):
+    return pb.SegmentRequest(image=pb.Image(encoded=png(colours)), outputs=[pb.OutputSpec(kind=3)])
+
+
+async def ask(stub, request, timeout_s=LONG_S):
+    """(code, seconds that it took, seconds to wait that the answer gave)."""
+    began = time.monotonic()
+    try:
+        await stub.Segment(request, timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        status = rpc_status.from_call(error)
+        retry = error_details_pb2.RetryInfo()
+        told = [retry.retry_delay.ToNanoseconds() / 1e9 for d in (status.details if status else ()) if d.Unpack(retry)]
+        return error.code().name, time.monotonic() - began, *(told or [None])
+    return "OK", time.monotonic() - began, None
+
+
+def drive(target, use):
+    """Run `use(stub)` on a channel without retries."""
+
+    async def main():
+        options = [("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            return await use(pb_grpc.SegmentationServiceStub(channel))
+
+    return asyncio.run(asyncio.wait_for(main(), 10 * LONG_S))
+
+
+def open_loop(target, request, rate, seconds):
+    """What comes of requests that are sent at a rate, whether or not earlier ones have been answered."""
+
+    async def use(stub):
+        tasks, began = [], time.monotonic()
+        for n in range(round(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
+            tasks.append(asyncio.create_task(ask(stub, request)))
+        return await asyncio.gather(*tasks)
+
+    return drive(target, use)
+
+
+def is_idle(running):
+    gauges = ("weakseg_inflight", "weakseg_queue_depth")
+    return all(running.sample(gauge) == 0 for gauge in gauges) and running.server._edge.running == 0
+
+
+def test_r5_more_than_it_can_answer_is_refused_at_once_and_told_when_to_come_again(slow, request_):
+    running, runner = slow(queue_limit=8)
+    outcomes = open_loop(running.target, request_, rate=4 / EXECUTION_S, seconds=1.0)
+    codes = Counter(code for code, *_ in outcomes)
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert all(retry_s for code, _, retry_s in outcomes if code != "OK")
+    assert len(runner.started) == codes["OK"], "nothing was computed that nobody got"
+    assert running.sample("weakseg_rejected_total", reason="QUEUE_FULL") == codes["RESOURCE_EXHAUSTED"]
+    running.until(lambda: is_idle(running))
+
+
+@pytest.mark.reliability
+def test_r5_a_minute_at_four_times_the_capacity(slow, request_):
+    queue_limit, seconds = 16, 60.0
+    running, _ = slow(queue_limit=queue_limit)
+    alone = drive(running.target, lambda stub: _one_after_the_other(stub, request_, 100))
+    capacity = 1 / np.median([took for _, took, _ in alone])
+    outcomes = open_loop(running.target, request_, 4 * capacity, seconds)
+    took = np.array([took for code, took, _ in outcomes if code == "OK"])
+    refused = np.array([took for code, took, _ in outcomes if code != "OK"])
+    p99_s, refused_s, goodput = np.quantile(took, 0.99), np.median(refused), len(took) / seconds / capacity
+    print(f"capacity {capacity:.0f}/s, goodput {goodput:.2f}, p99 {p99_s:.3f} s, refused in {refused_s * 1e3:.1f} ms")
+    assert {code for code, *_ in outcomes} == {"OK", "RESOURCE_EXHAUSTED"}
+    assert goodput >= 0.9
+    assert p99_s <= (queue_limit + 1) / capacity + 2 / capacity
+    assert refused_s < 0.02
+
+
+async def _one_after_the_other(stub, request, n):
+    return [await ask(stub, request) for _ in range(n)]
+
+
+def deadlines(running, runner, request, n):
+    """Requests at twice the capacity with 1 ms to 10 s each: what came of them."""
+    draw = random.Random(0)
+    times = [10 ** draw.uniform(-3, 1) for _ in range(n)]
+
+    async def use(stub):
+        tasks = []
+        for timeout_s in times:
+            tasks.append(asyncio.create_task(ask(stub, request, timeout_s)))
+            await asyncio.sleep(EXECUTION_S / 2)
+        return await asyncio.gather(*tasks)
+
+    outcomes = drive(running.target, use)
+    running.until(lambda: is_idle(running))
+    codes = Counter(code for code, *_ in outcomes)
+    assert set(codes) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+    assert codes["DEADLINE_EXCEEDED"] and codes["OK"]
+    # A client may give up while its image is in the network; before that, nothing of an expired one is begun.
+    expired = running.sample("weakseg_requests_total", model="toy", version="1", code="DEADLINE_EXCEEDED")
+    assert codes["OK"] <= len(runner.started) <= codes["OK"] + expired
+    return list(zip(times, outcomes, strict=True))
+
+
+def test_r6_what_has_expired_is_not_begun(slow, request_):
+    running, runner = slow(queue_limit=64)
+    deadlines(running, runner, request_, 60)
+
+
+@pytest.mark.reliability
+def test_r6_no_answer_comes_after_its_deadline(slow, request_):
+    running, runner = slow(queue_limit=64)
+    late = [took - timeout_s for timeout_s, (_, took, _) in deadlines(running, runner, request_, 1000)]
+    print(f"latest end of a call after its deadline: {max(late) * 1e3:.0f} ms")
+    assert max(late) < 0.05
+
+
+def cancel_all(running, request, n):
+    """Calls that are cancelled at any moment of their life, streams among them."""
+    draw = random.Random(0)
+
+    async def use(stub):
+        calls = []
+        for i in range(n):
+            if i % 4 == 3:
+                call = stub.SegmentStream(iter([pb.SegmentStreamRequest(request=request)] * 3))
+                asyncio.get_running_loop().call_later(draw.uniform(0, 3 * EXECUTION_S), call.cancel)
+                calls.append(asyncio.ensure_future(_read(call)))
+            else:
+                call = stub.Segment(request, timeout=LONG_S)
+                asyncio.get_running_loop().call_later(draw.uniform(0, 3 * EXECUTION_S), call.cancel)
+                calls.append(asyncio.ensure_future(_wait(call)))
+            await asyncio.sleep(EXECUTION_S / 2)
+        return await asyncio.gather(*calls)
+
+    codes = Counter(drive(running.target, use))
+    assert set(codes) <= {"OK", "CANCELLED", "RESOURCE_EXHAUSTED"} and codes["CANCELLED"], codes
+    running.until(lambda: is_idle(running))
+
+
+async def _wait(call):
+    try:
+        await call
+    except asyncio.CancelledError:
+        return "CANCELLED"
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def _read(call):
+    try:
+        async for _ in call:
+            pass
+    except asyncio.CancelledError:
+        return "CANCELLED"
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+def test_r7_cancelled_calls_leave_nothing_behind(slow, request_):
+    running, _ = slow(queue_limit=64)
+    cancel_all(running, request_, 40)
+
+
+@pytest.mark.reliability
+def test_r7_eight_hundred_cancelled_calls_leave_nothing_behind(slow, request_):
+    running, _ = slow(queue_limit=64)
+    cancel_all(running, request_, 800)
+
+
+def idle_connections(target, n):
+    """Sockets that say nothing, half a preface, or send one byte now and then."""
+    host, _, port = target.rpartition(":")
+    opened = []
+    for i in range(n):
+        connection = socket.create_connection((host, int(port)), LONG_S)
+        connection.sendall((b"", b"PRI * HTT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n")[i % 4])
+        opened.append(connection)
+    return opened
+
+
+def test_r8_clients_that_neither_send_nor_read_do_not_keep_others_waiting(slow, request_):
+    running, _ = slow()
+    opened = idle_connections(running.target, 40)
+    try:
+        outcomes = drive(running.target, lambda stub: _beside_one_that_does_not_read(stub, request_))
+    finally:
+        for connection in opened:
+            connection.close()
+    assert [code for code, *_ in outcomes] == ["OK"] * 10
+    running.until(lambda: is_idle(running))
+
+
+async def _beside_one_that_does_not_read(stub, request):
+    async def requests():
+        while True:
+            yield pb.SegmentStreamRequest(request=request)
+
+    unread = stub.SegmentStream(requests())
+    try:
+        return await _one_after_the_other(stub, request, 10)
+    finally:
+        unread.cancel()
