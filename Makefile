@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,10 @@ bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 
 bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
 	$(BIN)/python -m benchmarks.stages $(RUN)
+
+MINUTES ?= 30
+soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES=30
+	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
 
 proto: $(STAMP)  ## write weakseg/v1 and serve/inference from proto/
 	proto/generate.sh

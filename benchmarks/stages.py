@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         line("stage.segment", _rate(model.segment, images), unit=UNIT)
     with (
         tempfile.TemporaryDirectory() as logs,
-        local_server(bundle, Path(logs) / "log") as target,
+        local_server(bundle, Path(logs) / "log") as (target, _),
         Client(target) as client,
     ):
         client.segment(images[0])

@@ -75,7 +75,7 @@ def check_service(recipe: Recipe, bundle: Path, pictures: Path, progress: Progre
     equal = total = 0
     saved = []
     with (
-        local_server(bundle, pictures / "serve.log") as endpoint,
+        local_server(bundle, pictures / "serve.log") as (endpoint, _),
         Client(endpoint) as client,
         weakseg.load(bundle) as offline,
     ):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import NamedTuple
 
 from weakseg.errors import ServiceError
 
@@ -17,15 +18,22 @@ READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 
 
+class Ports(NamedTuple):
+    """Where a server answers."""
+
+    target: str  # gRPC, host:port
+    metrics: str  # HTTP, http://host:port
+
+
 @contextmanager
-def local_server(bundle: Path, log: Path, *options: str) -> Iterator[str]:
+def local_server(bundle: Path, log: Path, *options: str) -> Iterator[Ports]:
     """`weakseg serve` over one bundle on free ports of the loopback interface, ended when the block is left.
 
     Args:
         log: what the server says goes here.
         options: further flags of `weakseg serve`.
     Yields:
-        host:port, once the model is ready.
+        Once the model is ready.
     Raises:
         ServiceError: it does not start, or is not ready in time.
     """
@@ -43,7 +51,7 @@ def local_server(bundle: Path, log: Path, *options: str) -> Iterator[str]:
                 why = opened["error"]["message"] if "error" in opened else _last_line(log)
                 raise ServiceError(f"the server did not start: {why} (more in {log})")
             _wait_until_ready(opened["metrics_port"], process, log)
-            yield f"127.0.0.1:{opened['port']}"
+            yield Ports(f"127.0.0.1:{opened['port']}", f"http://127.0.0.1:{opened['metrics_port']}")
         finally:
             process.terminate()
             process.wait()
