@@ -2,9 +2,9 @@
 
 A real server, and callers that send what servers get: images one by one and in streams, images that cannot be read,
 deadlines that are too short, calls that are cancelled, scrapes. Its memory, open files and event loop are looked at
-every few seconds; the first third is warm-up. Exit code 1 when a line is missed: memory grows by 1 MiB a minute or more,
-the number of open files grows, a timer of the loop is late by 20 ms at the 99th percentile, a call ends as none should,
-or the log warns of something.
+every few seconds; the first third is warm-up. Exit code 1 when a line is missed: memory grows by 1 MiB a minute or
+more, the number of open files grows, a timer of the loop is late by 20 ms at the 99th percentile, a call ends as none
+should, or the log warns of something.
 """
 
 from __future__ import annotations
