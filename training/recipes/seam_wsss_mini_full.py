@@ -29,5 +29,7 @@ RECIPE = replace(
             weight_decay=1e-2,
         ),
     ),
+    # A network learns again from what the first one makes of the training images.
+    train_seg=replace(SEAM.train_seg, rounds=2),
     export=replace(SEAM.export, name="seam-wsss-mini-full"),
 )
