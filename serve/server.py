@@ -43,6 +43,7 @@ from weakseg.preprocess import fitted_size
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LAG_EVERY_S = 0.5
+CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
 REFUSALS_S = 1.0  # for calls that are being refused when the port closes; only an open health watch takes all of it
 
 log = logging.getLogger("serve")
@@ -151,6 +152,8 @@ class Server:
         limit = self.config.max_message_bytes
         server = grpc.aio.server(
             interceptors=[self._edge],
+            # An outer guard, refused by gRPC before a message is read; it counts health checks, too, so it is no queue.
+            maximum_concurrent_rpcs=self.pipeline.limit + CALLS_BEYOND,
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -158,6 +161,7 @@ class Server:
                 # Clients that ping every 30 s on idle connections are not abuse.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
+                *self._connection_age(),
             ],
         )
         service = SegmentationService(self.config, self.models, self.pipeline, self.metrics)
@@ -171,6 +175,11 @@ class Server:
             names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _connection_age(self) -> list[tuple[str, int]]:
+        """Without it clients stay on the servers that they met, and new ones get nothing; calls end as they would."""
+        age_ms = round(self.config.max_connection_age_s * 1000)
+        return [("grpc.max_connection_age_ms", age_ms)] if age_ms else []
 
     def _listen(self) -> int:
         """Bind; the port that was bound. gRPC says why not only in its own log."""

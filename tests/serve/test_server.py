@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import sys
+import time
 import tomllib
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,6 +22,7 @@ from serve.server import Server
 from serve.settings import ServeConfig
 from weakseg import signature
 from weakseg.cli import main
+from weakseg.client import Client
 from weakseg.errors import ConfigError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
@@ -93,6 +96,24 @@ def test_requests_inside_are_finished_and_new_ones_refused(serving, png, colours
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         running.runner.gate.set()
         assert inside.result(LONG_S).outputs
+
+
+def test_connections_are_renewed_and_no_call_notices(serving, colours):
+    running = serving(max_connection_age_s=0.2)
+    peers = set()
+    with Client(running.target) as client:
+        give_up = time.monotonic() + LONG_S
+        while len(peers) < 3:
+            assert time.monotonic() < give_up, "the connection is never renewed"
+            client.segment(colours)
+            peers |= connections_to(running.server.port)
+
+
+def connections_to(port):
+    """Local ports of this process that are connected to one, from the kernel's tables."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split()[1:4] for table in tables for line in table]
+    return {local for local, remote, state in rows if remote.endswith(f":{port:04X}") and state == "01"}
 
 
 def test_sigint_stops_without_the_delay(process):
