@@ -142,6 +142,8 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._metrics = metrics
         self._access = access
         self.running = 0
+        self.refusals = asyncio.Event()  # clear: calls that a drain refuses wait for their answer
+        self.refusals.set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -219,6 +221,8 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise
         except Exception as error:
             code = code_from_error(error)
+            if isinstance(error, errors.DrainingError):
+                await self.refusals.wait()
             status = rpc_status.to_status(status_from_error(error, _asked_model(request)))
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:

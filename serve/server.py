@@ -44,7 +44,9 @@ from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LAG_EVERY_S = 0.5
 CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
-REFUSALS_S = 1.0  # for calls that are being refused when the port closes; only an open health watch takes all of it
+HOLD_S = 0.2  # within this time a caller that goes on calling has called again
+GOAWAY_S = 0.05  # for gRPC to tell connections that there will be no more answers
+REFUSALS_S = 1.0  # for the last refusals; only an open health watch takes all of it
 
 log = logging.getLogger("serve")
 
@@ -124,6 +126,19 @@ class Server:
         while not self.models.settled:
             await asyncio.sleep(0.01)
 
+    async def _close_port(self) -> None:
+        """Close it while every caller waits for a refusal, and refuse them after that.
+
+        A call that gRPC has received when it closes, and has given to no handler yet, would end CANCELLED, which
+        clients do not try again.
+        """
+        self._edge.refusals.clear()
+        await asyncio.sleep(HOLD_S)
+        closing = asyncio.ensure_future(self._grpc.stop(REFUSALS_S))
+        await asyncio.sleep(GOAWAY_S)
+        self._edge.refusals.set()
+        await closing
+
     def reload(self) -> None:
         """Begin to look for models that are new, changed or gone."""
         self._spawn(self.models.reload())
@@ -137,7 +152,7 @@ class Server:
         grace_s = self.config.drain_grace_s if grace_s is None else grace_s
         idle = await self._edge.wait_idle(grace_s)
         # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
-        await self._grpc.stop(REFUSALS_S)
+        await self._close_port()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
