@@ -26,6 +26,8 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+# APPn and COM, but for JFIF (APP0) and Adobe (APP14), which say what the samples are.
+_JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
@@ -121,9 +123,9 @@ def _open(data: bytes, file_format: str) -> Image.Image:
 def _pixel_data(data: bytes, file_format: str) -> bytes:
     """The file without its metadata: damaged EXIF, text bombs and animation marks then cannot warn or fail."""
     if file_format == "JPEG":
-        cuts = [(start, end) for marker, start, end in jpeg_segments(data) if marker == 0xE1]
-        for start, end in reversed(cuts):
-            data = data[:start] + data[end:]
+        segments = [*jpeg_segments(data)]
+        kept = [data[start:end] for marker, start, end in segments if marker not in _JPEG_METADATA]
+        data = b"".join([data[:2], *kept, data[segments[-1][2] :]])
     elif file_format == "PNG":
         kept = [data[start:end] for kind, start, end in png_chunks(data) if kind in _PNG_PIXEL_CHUNKS]
         data = PNG_SIGNATURE + b"".join(kept)

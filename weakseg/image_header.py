@@ -6,6 +6,7 @@ allocate the canvas that the header announces.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ _EXIF_PREFIX = b"Exif\x00\x00"
 _ORIENTATION_TAG = 0x0112
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn markers; the three others are DHT, JPG, DAC
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI: markers without a length
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_NOT_FILL = re.compile(rb"[^\xff]")
+# Of metadata there are dozens, of PNG's IDAT one for every few kilobytes. A file of empty ones would be read for minutes.
+MAX_PARTS = 50_000
 
 
 @dataclass(frozen=True)
@@ -94,41 +99,47 @@ def orientation_from_exif(exif: bytes) -> int:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of each segment between SOI and the pixel data; start is at the 0xFF byte."""
+    """(marker, start, end) of each segment between SOI and the pixel data, the last of which is the header of the first
+    scan; start is at the 0xFF byte, the length at start + 2, the body at start + 4."""
     at = 2
-    while True:
-        start = at
+    for _ in range(MAX_PARTS):
         if data[at] != 0xFF:
             raise ImageError(f"expected a JPEG marker at byte {at}, got 0x{data[at]:02x}: the file is damaged")
-        while data[at] == 0xFF:  # any number of fill bytes may stand before a marker
-            at += 1
-        marker = data[at]
-        at += 1
+        found = _NOT_FILL.search(data, at)  # any number of fill bytes may stand before a marker
+        if found is None:
+            raise IndexError("the file ends in fill bytes")
+        start, marker, at = found.start() - 1, data[found.start()], found.end()
         if marker in _JPEG_BARE:
             continue
-        if marker in (0xDA, 0xD9):  # pixel data, end of image
+        if marker == _JPEG_END:
             return
         (length,) = struct.unpack_from(">H", data, at)
         at += max(length, 2)
         yield marker, start, at
+        if marker == _JPEG_SCAN:
+            return
+    raise ImageError(f"expected at most {MAX_PARTS} segments before the pixel data, got more: the file is damaged")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of each whole chunk, length and checksum included; stops where the file does."""
     at = len(PNG_SIGNATURE)
-    while at + 12 <= len(data):
+    for _ in range(MAX_PARTS):
+        if at + 12 > len(data):
+            return
         (length,) = struct.unpack_from(">I", data, at)
         end = at + 12 + length
         if end > len(data):
             return
         yield data[at + 4 : at + 8], at, end
         at = end
+    raise ImageError(f"expected at most {MAX_PARTS} chunks, got more: write the image again")
 
 
 def _jpeg(data: bytes) -> tuple[int, int, bytes]:
     size, exif = (0, 0), b""
     for marker, start, end in jpeg_segments(data):
-        body = data.index(bytes([marker]), start) + 3  # after marker and length
+        body = start + 4
         if marker in _JPEG_SIZES and size == (0, 0):
             height, width = struct.unpack_from(">HH", data, body + 1)
             size = (width, height)
@@ -165,7 +176,9 @@ def _webp(data: bytes) -> tuple[int, int, bytes]:
 
 def _webp_exif(data: bytes) -> bytes:
     at = 12
-    while at + 8 <= len(data):
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            break
         kind, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
         if kind == b"EXIF":
             return data[at + 8 : at + 8 + length]
