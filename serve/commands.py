@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from serve.allocator import return_large_blocks
 from serve.logs import set_up
 from serve.repository import BundleFolder, find_bundles
 from serve.server import Server, loader, serve
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     folders = scan()
     if arguments.check:
         return check(config, folders, as_json=arguments.json)
+    return_large_blocks()
     set_up(config.log_format, config.log_level)
     all_answered = asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
     return 0 if all_answered else 1
