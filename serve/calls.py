@@ -55,6 +55,8 @@ def counted(metrics: Metrics, request_id: str, deadline: float | None) -> Iterat
         raise
     finally:
         _record(metrics, request_id, outcome, code, monotonic() - started, failure)
+        # Its traceback holds this frame: a circle, and with it the decoded image, until the garbage collector comes by.
+        failure = None
 
 
 def _record(

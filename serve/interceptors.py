@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -188,21 +189,26 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return refuse
 
     def _wrap(self, behaviour: Any, kind: str, path: str, caller: str) -> Any:
+        # Both hand the request on and keep none: an AbortError holds these frames for as long as `_let_go` says.
         async def call(request: Any, context: Any) -> Any:
             CLIENT.set(caller or address_of(context.peer()))
-            async with self._observe(kind, path, request, context):
-                return await behaviour(request, context)
+            asked, given = _asked_model(request), [request]
+            del request
+            async with self._observe(kind, path, asked, context):
+                return await behaviour(given.pop(), context)
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
             CLIENT.set(caller or address_of(context.peer()))
-            async with self._observe(kind, path, request, context):
-                async for response in behaviour(request, context):
+            asked, given = _asked_model(request), [request]
+            del request
+            async with self._observe(kind, path, asked, context):
+                async for response in behaviour(given.pop(), context):
                     yield response
 
         return generate if inspect.isasyncgenfunction(behaviour) else call
 
     @asynccontextmanager
-    async def _observe(self, kind: str, path: str, request: Any, context: Any) -> AsyncIterator[None]:
+    async def _observe(self, kind: str, path: str, asked: str, context: Any) -> AsyncIterator[None]:
         service, method = path.strip("/").rsplit("/", 1)
         labels = (kind, service, method)
         started = monotonic()
@@ -221,9 +227,10 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             raise
         except Exception as error:
             code = code_from_error(error)
+            status = rpc_status.to_status(status_from_error(error, asked))
+            _let_go(error)
             if isinstance(error, errors.DrainingError):
                 await self.refusals.wait()
-            status = rpc_status.to_status(status_from_error(error, _asked_model(request)))
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
             self._leave(service)
@@ -240,6 +247,17 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self.running -= 1
             if not self.running:
                 self._idle.set()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of an error hold, such as a decoded image.
+
+    The error itself lives on: the AbortError that follows is in a circle with gRPC's call, until the garbage collector
+    comes by.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def address_of(peer: str) -> str:
