@@ -25,6 +25,7 @@ from grpc_status import rpc_status
 
 from serve.access import CLIENT, Access
 from serve.metrics import Metrics
+from serve.parsing import deserializer, readable
 from weakseg import errors
 
 DOMAIN = "weakseg"
@@ -177,7 +178,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return grpc.stream_stream_rpc_method_handler(self._wrap(self._refusal(error, path), kind, path, ""))
         wrapped = self._wrap(getattr(handler, kind), kind, path, caller)
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, deserializer(path, handler.request_deserializer), handler.response_serializer)
 
     def _refusal(self, error: errors.ServiceError, path: str) -> Any:
         async def refuse(request: Any, context: Any) -> None:  # noqa: ARG001
@@ -195,14 +196,14 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             asked, given = _asked_model(request), [request]
             del request
             async with self._observe(kind, path, asked, context):
-                return await behaviour(given.pop(), context)
+                return await behaviour(readable(given.pop()), context)
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
             CLIENT.set(caller or address_of(context.peer()))
             asked, given = _asked_model(request), [request]
             del request
             async with self._observe(kind, path, asked, context):
-                async for response in behaviour(given.pop(), context):
+                async for response in behaviour(readable(given.pop()), context):
                     yield response
 
         return generate if inspect.isasyncgenfunction(behaviour) else call

@@ -19,6 +19,7 @@ from weakseg.v1 import segmentation_service_pb2 as pb
 
 MAX_REQUEST_ID = 128
 MAX_PAGE = 1000
+MAX_PAGE_TOKEN = 1024  # name/version, which are names of folders; a number of 5000 digits is more than int() takes
 DEFAULT_PAGE = 100
 RANGES: dict[Literal["background_threshold", "background_alpha", "polygon_tolerance"], tuple[float, float]] = {
     "background_threshold": (0.001, 0.999),

@@ -17,7 +17,7 @@ from serve.interceptors import model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
-from serve.requests import check_request, image_from_message, page_size, request_from_message
+from serve.requests import MAX_PAGE_TOKEN, check_request, image_from_message, page_size, request_from_message
 from serve.settings import ServeConfig
 from weakseg.bundle import natural_order
 from weakseg.errors import InvalidRequestError
@@ -55,10 +55,16 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             finally:
                 slots.release()  # only now: a client that does not read stops the reading of its requests
 
+        unreadable: InvalidRequestError | None = None
         async with asyncio.TaskGroup() as tasks:
-            async for item in request_iterator:
-                await slots.acquire()
-                tasks.create_task(answer(item.request))
+            try:
+                async for item in request_iterator:
+                    await slots.acquire()
+                    tasks.create_task(answer(item.request))
+            except InvalidRequestError as error:  # raised below: those before it are answered first
+                unreadable = error
+        if unreadable is not None:
+            raise unreadable
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
         return pb.GetModelResponse(model=self._describe(self._models.get(request.model.name, request.model.version)))
@@ -139,7 +145,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
 
 def _position(token: str) -> tuple[str, list[tuple[int, int, str]]]:
     name, slash, version = token.partition("/")
-    if not slash:
+    if not slash or len(token) > MAX_PAGE_TOKEN:
         raise InvalidRequestError(f"expected the next_page_token of an earlier page, got {token!r}", "page_token")
     return name, natural_order(version)
 
