@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from weakseg.errors import ImageError
-from weakseg.image_header import PNG_SIGNATURE, ImageHeader, jpeg_segments, parse_header, png_chunks, sniff
+from weakseg.image_header import PNG_SIGNATURE, ImageHeader, check_scans, jpeg_segments, parse_header, png_chunks, sniff
 
 SERVICE_FORMATS = ("JPEG", "PNG", "WEBP")
 FILE_FORMATS = (*SERVICE_FORMATS, "BMP", "GIF", "TIFF")  # first frame of GIF and TIFF
@@ -98,6 +98,8 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[n
             f"expected at most {max_pixels} pixels, got {header.width}x{header.height}: scale the image down",
             "IMAGE_TOO_LARGE",
         )
+    if header.format == "JPEG":
+        check_scans(data)
     image = _open(_pixel_data(data, header.format), header.format)
     if image.size != (header.width, header.height):
         raise ImageError(

@@ -20,8 +20,11 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn markers;
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI: markers without a length
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _NOT_FILL = re.compile(rb"[^\xff]")
-# Of metadata there are dozens, of PNG's IDAT one for every few kilobytes. A file of empty ones would be read for minutes.
+_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in the pixel data 0xFF stands before 0x00 and RSTn, too
+# Of metadata there are dozens, of PNG's IDAT one every few kilobytes; a file of empty ones would be read for minutes.
 MAX_PARTS = 50_000
+# Of a progressive JPEG; encoders write ten. A hundred bytes of one go over every block of the image once more.
+MAX_SCANS = 64
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,30 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise ImageError(f"expected at most {MAX_PARTS} segments before the pixel data, got more: the file is damaged")
 
 
+def check_scans(data: bytes) -> None:
+    """Refuse a JPEG of more than MAX_SCANS scans: 30 MiB could keep a decoder busy for hours.
+
+    Raises:
+        ImageError: IMAGE_UNDECODABLE.
+    """
+    mark = bytes([0xFF, _JPEG_SCAN])
+    if data.count(mark) <= MAX_SCANS:  # as good as always; more may also be in a video that a phone has put behind it
+        return
+    *_, (_, _, at) = jpeg_segments(data)
+    n_scans = 1
+    for _ in range(MAX_PARTS):
+        found = _NEXT_MARKER.search(data, at)
+        if found is None or found[1][0] == _JPEG_END:
+            return
+        at = found.end()
+        if found[1][0] not in _JPEG_BARE:
+            at += max(int.from_bytes(data[at : at + 2]), 2)
+        n_scans += found[1][0] == _JPEG_SCAN
+        if n_scans > MAX_SCANS:
+            break
+    raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, got more: write the image again")
+
+
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of each whole chunk, length and checksum included; stops where the file does."""
     at = len(PNG_SIGNATURE)
@@ -164,7 +191,8 @@ def _webp(data: bytes) -> tuple[int, int, bytes]:
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
         struct.unpack_from("<B", data, 29)  # too short a file must not pass for 1x1
-        return width, height, _webp_exif(data)
+        exif = [data[start + 8 : end] for chunk, start, end in _webp_chunks(data) if chunk == b"EXIF"]
+        return width, height, exif[0] if exif else b""
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), b""
@@ -174,13 +202,13 @@ def _webp(data: bytes) -> tuple[int, int, bytes]:
     raise ImageError(f"expected a VP8, VP8L or VP8X chunk in WEBP, got {kind!r}: the file is damaged")
 
 
-def _webp_exif(data: bytes) -> bytes:
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of each chunk, its header included; the last may end behind the file."""
     at = 12
     for _ in range(MAX_PARTS):
         if at + 8 > len(data):
-            break
-        kind, (length,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
-        if kind == b"EXIF":
-            return data[at + 8 : at + 8 + length]
+            return
+        (length,) = struct.unpack_from("<I", data, at + 4)
+        yield data[at : at + 4], at, at + 8 + length
         at += 8 + length + (length & 1)
-    return b""
+    raise ImageError(f"expected at most {MAX_PARTS} chunks, got more: write the image again")

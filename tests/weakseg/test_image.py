@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from weakseg.errors import ImageError
 from weakseg.image import FILE_FORMATS, SERVICE_FORMATS, probe, read_image, upright
-from weakseg.image_header import orientation_from_exif
+from weakseg.image_header import MAX_PARTS, MAX_SCANS, orientation_from_exif
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -268,3 +268,46 @@ def png_header(width: int, height: int, bits: int = 8, colour_type: int = 2) -> 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+# What would keep a decoder busy -------------------------------------------------------------------------------------
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    data = encode(Image.fromarray(RGB), "JPEG")
+    return data[:2] + segments + data[2:]
+
+
+@pytest.mark.parametrize("segments", [b"\xff\xfe\0\2", b"\xff\xe1\0\2", b"\xff\xd0", b"\xff\xff\xfe\0\2"])
+def test_a_jpeg_may_have_many_segments_but_not_any_number(segments: bytes) -> None:
+    plain = read_image(jpeg_with(b""))
+    np.testing.assert_array_equal(read_image(jpeg_with(segments * 1000)), plain)
+    assert reason(jpeg_with(segments * MAX_PARTS)) == "IMAGE_UNDECODABLE"
+
+
+def test_fill_bytes_are_skipped() -> None:
+    np.testing.assert_array_equal(read_image(jpeg_with(b"\xff" * 1_000_000)), read_image(jpeg_with(b"")))
+    assert reason(b"\xff\xd8" + b"\xff" * 1_000_000) == "IMAGE_UNDECODABLE"
+
+
+def test_a_png_or_webp_may_have_many_chunks_but_not_any_number() -> None:
+    png = encode(Image.fromarray(RGB), "PNG")
+    text = struct.pack(">I", 0) + b"tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+    np.testing.assert_array_equal(read_image(png[:33] + text * 1000 + png[33:]), RGB)
+    assert reason(png[:33] + text * MAX_PARTS + png[33:]) == "IMAGE_UNDECODABLE"
+    webp = encode(Image.fromarray(RGB), "WEBP", exif=Image.Exif(), icc_profile=b"profile")
+    assert webp[12:16] == b"VP8X"
+    assert reason(webp + b"XMP \0\0\0\0" * MAX_PARTS) == "IMAGE_UNDECODABLE"
+
+
+def test_scans_are_counted_and_what_follows_the_image_is_not() -> None:
+    data = encode(Image.fromarray(RGB[..., 0]), "JPEG", progressive=True)
+    n_scans, last, end = data.count(b"\xff\xda"), data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+
+    def with_scans(n: int) -> bytes:
+        """The last scan again; it refines what it refined before."""
+        return data[:end] + data[last:end] * (n - n_scans) + data[end:]
+
+    assert read_image(with_scans(MAX_SCANS)).shape == RGB.shape
+    assert reason(with_scans(MAX_SCANS + 1)) == "IMAGE_UNDECODABLE"
+    np.testing.assert_array_equal(read_image(data + b"\xff\xda" * 1000), read_image(data))
