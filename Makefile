@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(STAMP)  ## the fast tests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+test-reliability: $(STAMP)  ## a server under hostile input, in full (docs/reliability.md)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "reliability or not reliability" tests/reliability
 
 # An environment of its own: nothing else of weakseg needs TorchServe.
 $(TORCHSERVE)/.installed: pyproject.toml constraints.txt
