@@ -30,6 +30,7 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@cache
 def zeros(n_bytes):
     """So many zeros, deflated."""
     deflate, part = zlib.compressobj(9), bytes(MIB)
@@ -87,7 +88,6 @@ def many(n_bytes, part):
 HUGE = {
     "PNG of 40000 x 40000, 1 bit": lambda: png(40000, 40000, 1, 0),
     "PNG of 12000 x 12000": lambda: png(12000, 12000, 1, 0),
-    "PNG of 12000 x 12000, RGB": lambda: png(12000, 12000, 8, 2),
     "PNG that says 2^31 - 1 squared": lambda: png(1, 1, 8, 2).replace(
         struct.pack(">II", 1, 1), struct.pack(">II", 2**31 - 1, 2**31 - 1)
     ),
@@ -96,13 +96,15 @@ HUGE = {
     "WebP whose canvas says 2^24 x 200": lambda: webp_canvas_that_says(2**24, 200),
 }
 # Refused, or answered without what they carry beside their pixels.
-CARRIED = zeros(512 * MIB)
 UNFOLDING = {
-    "PNG, zTXt of 512 MiB": (lambda: png(8, 8, 8, 2, chunk(b"zTXt", b"Comment\0\0" + CARRIED)), ("OK", "")),
-    "PNG, iTXt of 512 MiB": (lambda: png(8, 8, 8, 2, chunk(b"iTXt", b"Comment\0\1\0\0\0" + CARRIED)), ("OK", "")),
-    "PNG, iCCP of 512 MiB": (lambda: png(8, 8, 8, 2, chunk(b"iCCP", b"profile\0\0" + CARRIED)), ("OK", "")),
+    "PNG, zTXt of 512 MiB": (lambda: png(8, 8, 8, 2, chunk(b"zTXt", b"Comment\0\0" + zeros(512 * MIB))), ("OK", "")),
+    "PNG, iTXt of 512 MiB": (
+        lambda: png(8, 8, 8, 2, chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros(512 * MIB))),
+        ("OK", ""),
+    ),
+    "PNG, iCCP of 512 MiB": (lambda: png(8, 8, 8, 2, chunk(b"iCCP", b"profile\0\0" + zeros(512 * MIB))), ("OK", "")),
     "PNG, 512 MiB behind its last row": (
-        lambda: png(8, 8, 8, 2).replace(chunk(b"IDAT", zeros(8 * 25)), chunk(b"IDAT", CARRIED)),
+        lambda: png(8, 8, 8, 2).replace(chunk(b"IDAT", zeros(8 * 25)), chunk(b"IDAT", zeros(512 * MIB))),
         ("OK", ""),
     ),
     "PNG of a million chunks": (lambda: png(8, 8, 8, 2, many(12 * MIB, chunk(b"tEXt", b""))), UNDECODABLE),
@@ -198,15 +200,16 @@ def test_a_message_is_not_unfolded(watched, outcome, name):
     assert mib < 20 + 3 * len(data) / MIB
 
 
-def test_a_compressed_message_ends_at_the_limit(watched, outcome):
+@pytest.mark.parametrize("n_mib", [64, pytest.param(512, marks=pytest.mark.reliability)])
+def test_a_compressed_message_ends_at_the_limit(watched, outcome, n_mib):
     """gRPC inflates up to the limit for any message and refuses what is longer: it answers itself."""
     limit = ServeConfig().max_message_bytes
     gzipped = {"grpc.default_compression_algorithm": grpc.Compression.Gzip.value}
     with watched.channel(**gzipped) as channel:
         call = channel.unary_unary(SEGMENT)
         assert outcome(lambda: call(b"", timeout=LONG_S)) == INVALID
-        data = bytes(512 * MIB)
+        data = bytes(n_mib * MIB)
         got, mib, _ = growth(watched, lambda: outcome(lambda: call(data, timeout=LONG_S)))
-    print(f"{len(gzip.compress(bytes(MIB))) * 512} bytes of gzip, {mib:.1f} MiB")
+    print(f"{len(gzip.compress(bytes(MIB))) * n_mib} bytes of gzip, {mib:.1f} MiB")
     assert got == ("RESOURCE_EXHAUSTED", "")
     assert mib < limit / MIB + 20

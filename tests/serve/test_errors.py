@@ -1,5 +1,6 @@
 """Every row of the error table as a client meets it: status code, reason, details, and the error that ours raises."""
 
+import gc
 import io
 import json
 import logging
@@ -7,6 +8,7 @@ import struct
 import sys
 import threading
 import tracemalloc
+import weakref
 import zlib
 from dataclasses import replace
 
@@ -201,6 +203,34 @@ def test_an_image_that_the_model_refuses_is_not_decoded(serving, toy_bundle, png
 
     running = serving(load=load)
     check(ask(running, request(png(colours))), "RESOURCE_EXHAUSTED", errors.ImageError, "IMAGE_TOO_LARGE")
+
+
+def test_a_refused_image_is_forgotten_without_the_garbage_collector(serving):
+    class Canvas:
+        pass
+
+    canvases = []
+
+    def decode(source, **limits):
+        canvas = Canvas()
+        canvases.append(weakref.ref(canvas))
+        try:
+            raise OSError("the canvas is in this frame")
+        except OSError as error:
+            raise errors.ImageError("damaged") from error
+
+    def load(path):
+        model = weakseg.load(path, threads=1)
+        model.decode = decode
+        return model
+
+    running = serving(load=load)
+    gc.disable()
+    try:
+        check(ask(running, request(image=PIXEL)), "INVALID_ARGUMENT", errors.ImageError, field="image")
+        running.until(lambda: [canvas() for canvas in canvases] == [None])
+    finally:
+        gc.enable()
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
