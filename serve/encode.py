@@ -19,6 +19,7 @@ from weakseg.manifest import OutputKind
 from weakseg.masks.coco_rle import rles_from_labels
 from weakseg.masks.png import png_from_labels
 from weakseg.masks.polygons import Polygon, polygons_from_labels
+from weakseg.quality import MaskQuality
 from weakseg.result import Result
 from weakseg.v1 import segmentation_service_pb2 as pb
 
@@ -166,4 +167,18 @@ def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     output = pb.Output(kind=spec.kind, mask=mask)
     if is_pseudo and result.threshold is not None:
         output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule
+    if spec.quality:
+        output.quality.CopyFrom(_quality(result.quality[kind]))
     return output
+
+
+def _quality(quality: MaskQuality) -> pb.MaskQuality:
+    return pb.MaskQuality(
+        classes=[
+            pb.ClassQuality(class_id=one.value, area_pixels=one.area_px, mean_confidence=one.confidence)
+            for one in quality.classes
+        ],
+        undecided_pixels=quality.undecided_px,
+        mean_confidence=quality.confidence,
+        mean_entropy=quality.entropy,
+    )

@@ -183,7 +183,7 @@ class Pipeline:
         return await self._in(self._finishers, self._answer, job, decoded, runs, then)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
-        outputs = job.model.outputs_of(graph, decoded)
+        outputs = job.model.outputs_of(graph, decoded, job.request)
         # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
         key = (job.name, job.version, id(job.model), graph, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)

@@ -80,7 +80,13 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
         max_side = spec.heatmap_max_side or None
         shown = _names(spec.class_ids, model.classes, f"outputs[{i}].class_ids") if spec.class_ids else None
     return model.request(
-        outputs=kinds, tags=tags, threshold=threshold, refine=refine, heatmap_max_side=max_side, heatmap_classes=shown
+        outputs=kinds,
+        tags=tags,
+        threshold=threshold,
+        refine=refine,
+        heatmap_max_side=max_side,
+        heatmap_classes=shown,
+        quality=any(spec.quality for name, (_, spec) in specs.items() if name != "cam"),
     )
 
 

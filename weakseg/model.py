@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakseg.bundle import Bundle, open_bundle
-from weakseg.cam import normalise, upsample
+from weakseg.cam import MAP_STRIDE, normalise, upsample
 from weakseg.classes import ClassTable, ignore_value
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
@@ -33,11 +33,12 @@ from weakseg.manifest import (
     Precision,
 )
 from weakseg.preprocess import prepare
-from weakseg.pseudo_mask import Walk, pseudo_mask, refinement_settings
+from weakseg.pseudo_mask import Walk, competing_values, pseudo_mask, refinement_settings
+from weakseg.quality import MaskQuality, mask_quality
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
-from weakseg.segmentation import labels_from_logits
+from weakseg.segmentation import labels_from_logits, probabilities_from_logits
 from weakseg.threshold import Threshold, after_walk
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Request:
     tags: class indices that are in the image; None = by score. threshold: None = as the manifest says.
     crf, walk: what refines the pseudo-mask.
     heatmap_classes: class indices to give maps of; None = the present ones.
+    quality: whether to rate the masks.
     """
 
     outputs: tuple[OutputKind, ...]
@@ -76,6 +78,7 @@ class Request:
     cam: Literal["auto", "single", "multiscale"] = "auto"
     heatmap_max_side: int | None = None
     heatmap_classes: tuple[int, ...] | None = None
+    quality: bool = False
 
 
 class Model:
@@ -98,6 +101,7 @@ class Model:
         refine: Refinement | bool | None = None,
         cam: Literal["auto", "single", "multiscale"] = "auto",
         heatmap_max_side: int | None = None,
+        quality: bool = False,
     ) -> Result:
         """Compute masks, heatmaps and scores of one image.
 
@@ -112,6 +116,7 @@ class Model:
                 bundle has an affinity graph. True is "crf", False "none", None what the manifest says.
             cam: which graph makes the maps; auto = the multi-scale one for pseudo-masks, where the bundle has it.
             heatmap_max_side: heatmaps are scaled down to it.
+            quality: also say how sure the masks are of themselves, `Result.quality`.
         Raises:
             ImageError, DataError: the image cannot be used. UnknownClassError: a tag. ConfigError: another argument.
             OutputUnsupportedError: the model does not have an output. ModelFailedError: its graph failed.
@@ -123,6 +128,7 @@ class Model:
             refine=refine,
             cam=cam,
             heatmap_max_side=heatmap_max_side,
+            quality=quality,
         )
         decoded = self.decode(image)
         started = perf_counter()
@@ -141,6 +147,7 @@ class Model:
         cam: Literal["auto", "single", "multiscale"] = "auto",
         heatmap_max_side: int | None = None,
         heatmap_classes: Sequence[str] | None = None,
+        quality: bool = False,
     ) -> Request:
         """Check what is asked for against what the model has; arguments and errors as in `segment`."""
         kinds = self._kinds(outputs)
@@ -159,7 +166,7 @@ class Model:
         crf, walk = self._refiners(refine)
         if threshold is not None and walk is not None and walk.background is not None:
             walk = replace(walk, background=threshold)
-        return Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown)
+        return Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown, quality)
 
     def decode(
         self,
@@ -188,15 +195,18 @@ class Model:
             graphs.append(SEGMENTATION)
         return tuple(graphs)
 
-    def outputs_of(self, graph: str, decoded: Decoded) -> tuple[str, ...]:
+    def outputs_of(self, graph: str, decoded: Decoded, request: Request) -> tuple[str, ...]:
         """Names of the outputs of a graph that `finish` needs of an image.
 
         The graph's own labels, unless the image was scaled down: then its logits give smoother ones at full size.
+        Quality needs the logits in any case.
         """
         has = self.manifest.graphs[graph].outputs
         if graph != SEGMENTATION or "labels" not in has:
             return has
-        return ("labels",) if decoded.prepared.shape == decoded.rgb.shape else ("logits",)
+        if decoded.prepared.shape != decoded.rgb.shape:
+            return ("logits",)
+        return ("logits", "labels") if request.quality else ("labels",)
 
     def infer(self, decoded: Decoded, request: Request) -> GraphOutputs:
         """Run the graphs of a request on one image."""
@@ -204,7 +214,7 @@ class Model:
         return {
             graph: {
                 name: value[0]
-                for name, value in self.runner.run(graph, images, self.outputs_of(graph, decoded)).items()
+                for name, value in self.runner.run(graph, images, self.outputs_of(graph, decoded, request)).items()
             }
             for graph in self.graphs_for(request)
         }
@@ -214,7 +224,7 @@ class Model:
 
         Args:
             outputs: {graph: {output: array of this image, without the batch axis}} for `graphs_for(request)` and
-                `outputs_of` each.
+                `outputs_of(...)` each.
         """
         started = perf_counter()
         height, width = decoded.rgb.shape[:2]
@@ -228,7 +238,7 @@ class Model:
             image=decoded.rgb,
         )
         if SEGMENTATION in outputs:
-            result = replace(result, segmentation=_segmentation(outputs[SEGMENTATION], decoded))
+            result = self._finish_segmentation(result, decoded, outputs[SEGMENTATION], request)
         if "cam" in request.outputs or "pseudo_mask" in request.outputs:
             result = self._finish_classifier(result, decoded, outputs, request)
         return replace(result, seconds={"postprocess": perf_counter() - started})
@@ -243,6 +253,16 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _finish_segmentation(
+        self, result: Result, decoded: Decoded, outputs: Mapping[str, NDArray[Any]], request: Request
+    ) -> Result:
+        labels = _segmentation(outputs, decoded)
+        if request.quality:
+            likely, in_size = probabilities_from_logits(outputs["logits"]), decoded.prepared.shape[:2]
+            rated = mask_quality(labels, self.classes.names, likely, None, in_size, MAP_STRIDE)
+            result = replace(result, quality=result.quality | {"segmentation": rated})
+        return replace(result, segmentation=labels)
 
     def _finish_classifier(self, result: Result, decoded: Decoded, outputs: GraphOutputs, request: Request) -> Result:
         graph = self._classifier(request)
@@ -264,9 +284,11 @@ class Model:
             if request.walk is not None:
                 affinities = np.clip(_finite(outputs[AFFINITY]["affinities"], AFFINITY), 0, 1)
                 walk = Walk(affinities, self.manifest.graphs[AFFINITY].stride, request.walk)
-            labels = self._pseudo_mask(decoded, cam, present, threshold.t, config, walk)
+            labels, rated = self._pseudo_mask(decoded, cam, present, threshold.t, config, walk, request.quality)
             made = refinement_settings(config, request.walk)
             result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=made)
+            if rated is not None:
+                result = replace(result, quality=result.quality | {"pseudo_mask": rated})
         return result
 
     def _present(self, scores: NDArray[np.float32], request: Request) -> tuple[int, ...]:
@@ -288,13 +310,20 @@ class Model:
         t: float,
         config: PseudoLabelConfig,
         walk: Walk | None,
-    ) -> NDArray[Any]:
+        quality: bool,
+    ) -> tuple[NDArray[Any], MaskQuality | None]:
         """At the size that the network saw, which bounds the CRF's time and memory; then at the image's, by nearest."""
         height, width = decoded.prepared.shape[:2]
         cam01 = upsample(normalise(cam[list(present)], self.manifest.cam.normalisation), height, width)
         classes = np.array(present, dtype=np.int32)
-        made = pseudo_mask(decoded.prepared, cam01, classes, len(self.classes), t, config, walk)
-        return _nearest(made.labels, *decoded.rgb.shape[:2])
+        n = len(self.classes)
+        made = pseudo_mask(decoded.prepared, cam01, classes, n, t, config, walk, with_shares=quality)
+        labels = _nearest(made.labels, *decoded.rgb.shape[:2])
+        if not quality:
+            return labels, None
+        return labels, mask_quality(
+            labels, self.classes.names, made.shares, competing_values(classes, n), (height, width)
+        )
 
     def _refiners(self, refine: Refinement | bool | None) -> tuple[CrfConfig | None, WalkConfig | None]:
         """The manifest's settings as far as it has some; a walk has its CRF inside."""

@@ -29,10 +29,17 @@ class Walk:
 
 @dataclass(frozen=True)
 class PseudoMask:
-    """labels: (H, W) label map with IGNORE; band: the two thresholds whose label maps were compared."""
+    """labels: (H, W) label map with IGNORE; band: the two thresholds whose label maps were compared.
+
+    shares: (1 + K, H, W), background and classes as they competed for each pixel, summing to 1; averaged over the two
+        thresholds. After a CRF its marginals. Without one the scores over their sum: of the background
+        (1 - max)^alpha(t), which the maximum exceeds where it exceeds t, and the maps; or what a walk makes of these.
+        None where they were not asked for, and without classes: nothing competes then.
+    """
 
     labels: NDArray[Any]
     band: tuple[float, float]
+    shares: NDArray[np.float32] | None = None
 
 
 def pseudo_mask(
@@ -43,6 +50,8 @@ def pseudo_mask(
     t: float,
     config: PseudoLabelConfig,
     walk: Walk | None = None,
+    *,
+    with_shares: bool = False,
 ) -> PseudoMask:
     """Label map that is IGNORE where it depends on the threshold.
 
@@ -58,7 +67,16 @@ def pseudo_mask(
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
     band = band_around(t, config.band, config.band_above) if walk is None else band_around(t, walk.config.band)
-    return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, sorted({*band}), config.crf, walk)), band)
+    thresholds = sorted({*band})
+    if not with_shares or not len(cam01):
+        return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, thresholds, config.crf, walk)), band)
+    _check_size(cam01, image)
+    likely = refined_probabilities(image, cam01, thresholds, config.crf, walk)
+    if config.crf is None and walk is None:
+        maps = [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
+    else:
+        maps = _likeliest(likely, classes, n_classes)
+    return PseudoMask(agreed(maps), band, _shares(likely))
 
 
 def band_around(t: float, share: float, above: float | None = None) -> tuple[float, float]:
@@ -106,8 +124,7 @@ def refined_labels(
     _check_size(cam01, image)
     if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
-    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
-    return [values[one.argmax(axis=0)] for one in refined_probabilities(image, cam01, thresholds, config, walk)]
+    return _likeliest(refined_probabilities(image, cam01, thresholds, config, walk), classes, n_classes)
 
 
 def soft_labels(
@@ -131,7 +148,7 @@ def soft_labels(
     dtype = mask_dtype(n_classes)
     if not len(cam01):
         return np.broadcast_to(np.array([BACKGROUND, BACKGROUND, 255], dtype), (*image.shape[:2], 3)).copy()
-    values = np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(dtype)
+    values = competing_values(classes, n_classes)
     likely = refined_probabilities(image, cam01, [t], config, walk)[0]
     order = np.argpartition(likely, len(likely) - 2, axis=0)[-2:]  # the second, then the first
     second, first = np.take_along_axis(likely, order, axis=0)
@@ -152,6 +169,23 @@ def refined_probabilities(
     else:
         config, probabilities = walk.config.crf, _walked(cam01, thresholds, walk)
     return probabilities if config is None else crf.refine(image, probabilities, config)
+
+
+def competing_values(classes: NDArray[Any], n_classes: int) -> NDArray[Any]:
+    """(1 + K,) mask values of background and classes, in the order of shares and probabilities."""
+    return np.concatenate([[BACKGROUND], mask_values(classes, n_classes)]).astype(mask_dtype(n_classes))
+
+
+def _likeliest(likely: NDArray[np.float32], classes: NDArray[Any], n_classes: int) -> list[NDArray[Any]]:
+    values = competing_values(classes, n_classes)
+    return [values[one.argmax(axis=0)] for one in likely]
+
+
+def _shares(likely: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(1 + K, H, W) mean over the first axis, each summing to 1; where nothing scores all are alike."""
+    total = likely.sum(axis=1, keepdims=True)
+    alike = np.full_like(likely, 1 / likely.shape[1])
+    return np.asarray(np.divide(likely, total, out=alike, where=total > 0).mean(axis=0))
 
 
 def _check_size(cam01: NDArray[np.float32], image: NDArray[np.uint8]) -> None:

@@ -15,6 +15,7 @@ from weakseg.classes import BACKGROUND, ClassTable, ignore_value
 from weakseg.errors import DataError, UsageError
 from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import PROVENANCE, png_from_labels, provenance_text
+from weakseg.quality import MaskQuality
 from weakseg.threshold import Threshold
 
 MaskKind: TypeAlias = Literal["segmentation", "pseudo_mask"]
@@ -35,6 +36,7 @@ class Result:
     model: "name/version"; model_sha256: of its manifest.
     threshold: where the background of the pseudo-mask begins, and who chose that.
     refinement: what else made the pseudo-mask: band, crf (None = none); empty where a server does not say.
+    quality: {mask: how sure it is of itself} of the masks, see `weakseg.quality`.
     seconds: time per stage: decode, infer, postprocess.
     image: (height, width, 3) uint8 RGB, for `overlay`.
     """
@@ -52,6 +54,7 @@ class Result:
     model_sha256: str = ""
     threshold: Threshold | None = None
     refinement: dict[str, Any] = field(default_factory=dict)
+    quality: dict[MaskKind, MaskQuality] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     image: NDArray[np.uint8] | None = None
 

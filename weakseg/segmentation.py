@@ -55,13 +55,19 @@ def crf_labels(image: NDArray[np.uint8], logits: NDArray[Any], config: CrfConfig
         DataError: another shape, or logits that are not finite; ConfigError, WeaksegError as `weakseg.crf.refine`.
     Source: DeepLab-v2, Chen et al., TPAMI 2018, section 3.3.
     """
-    logits = _logits(logits)
-    likely = np.exp(logits - logits.max(axis=0))
-    likely /= likely.sum(axis=0)
+    likely = probabilities_from_logits(logits)
     channels = np.union1d(np.flatnonzero(likely.max(axis=(1, 2)) >= LEAST_PROBABILITY), likely.argmax(axis=0))
     refined = crf.refine(image, upsample(likely[channels], *image.shape[:2]), config)
     labels: NDArray[Any] = channels.astype(mask_dtype(len(logits) - 1))[refined.argmax(axis=0)]
     return labels
+
+
+def probabilities_from_logits(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """Softmax over the channels of each cell, (C + 1, h, w) float32; DataError as `labels_from_logits`."""
+    logits = _logits(logits)
+    likely: NDArray[np.float32] = np.exp(logits - logits.max(axis=0))
+    likely /= likely.sum(axis=0)
+    return likely
 
 
 def confidence(logits: NDArray[Any]) -> float:

@@ -18,7 +18,8 @@ from weakseg.masks.coco_rle import labels_from_rles
 from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.masks.polygons import Polygon, labels_from_polygons
 from weakseg.model import Refinement, Source, rgb_from_pixels
-from weakseg.result import Result
+from weakseg.quality import ClassQuality, MaskQuality
+from weakseg.result import MaskKind, Result
 from weakseg.threshold import Threshold
 from weakseg.v1 import segmentation_service_pb2 as pb
 
@@ -53,6 +54,7 @@ class SegmentOptions(TypedDict, total=False):
     tags: names of the classes in the image, if that is known.
     threshold, refine: of the pseudo-mask; None = as the model's manifest says.
     heatmap_max_side, heatmap_classes: of the CAMs; None = as the network gives them, of the present classes.
+    quality: also say how sure the masks are of themselves, `Result.quality`.
     mask_encoding: "png" is the smallest; all are lossless.
     heatmap_encoding: "f16" is within 5e-4, "png" within 2e-3 and smaller, "f32" exact.
     """
@@ -63,6 +65,7 @@ class SegmentOptions(TypedDict, total=False):
     refine: Refinement | bool | None
     heatmap_max_side: int | None
     heatmap_classes: Sequence[str] | None
+    quality: bool
     mask_encoding: MaskEncoding
     heatmap_encoding: HeatmapEncoding
 
@@ -171,7 +174,8 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         DataError: a response that is damaged.
     """
     assert info.classes is not None
-    labels: dict[str, NDArray[Any]] = {}
+    labels: dict[MaskKind, NDArray[Any]] = {}
+    quality: dict[MaskKind, MaskQuality] = {}
     heatmaps: dict[str, NDArray[np.float32]] = {}
     threshold: Threshold | None = None
     made: dict[str, Any] = {}
@@ -180,7 +184,10 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
             for heatmap in output.heatmaps.heatmaps:
                 heatmaps[info.classes.names[heatmap.class_id - 1]] = cam01_from_heatmap(heatmap)
         else:
-            labels[_KIND_NAMES[output.kind]] = labels_from_mask(output.mask, info.classes)
+            kind: MaskKind = "segmentation" if output.kind == pb.OUTPUT_KIND_SEGMENTATION else "pseudo_mask"
+            labels[kind] = labels_from_mask(output.mask, info.classes)
+            if output.HasField("quality"):
+                quality[kind] = _quality(output.quality, info.classes)
         if output.HasField("threshold"):
             made = provenance_of(output.mask.data) if output.mask.encoding == pb.MASK_ENCODING_PNG_INDEX else {}
             threshold = Threshold(output.threshold.value, output.threshold.rule, str(made.get("provenance", "")))
@@ -198,6 +205,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         model_sha256=response.model_sha256,
         threshold=threshold,
         refinement={key: made[key] for key in ("band", "crf", "random_walk") if key in made},
+        quality=quality,
         seconds={stage: _seconds(getattr(response.timing, stage)) for stage in _STAGES},
         image=image.pixels,
     )
@@ -267,6 +275,7 @@ def _spec(kind: OutputKind, info: ModelInfo, options: SegmentOptions) -> pb.Outp
         "raw": raw,
         "polygon": pb.MASK_ENCODING_POLYGON,
     }
+    spec.quality = options.get("quality", False)
     spec.mask_encoding = _choice("mask_encoding", options.get("mask_encoding", "png"), encodings)
     if kind == "pseudo_mask":
         threshold, refine = options.get("threshold"), options.get("refine")
@@ -289,6 +298,23 @@ def _class_ids(names: Sequence[str], info: ModelInfo) -> list[int]:
     if isinstance(names, str):
         raise UnknownClassError(f"expected a list of class names, got the text {names!r}: write [{names!r}]")
     return sorted({info.classes.mask_value(name) for name in names})
+
+
+def _quality(message: pb.MaskQuality, classes: ClassTable) -> MaskQuality:
+    names = ("background", *classes.names)
+    return MaskQuality(
+        tuple(
+            ClassQuality(one.class_id, names[one.class_id], one.area_pixels, _set(one, "mean_confidence"))
+            for one in message.classes
+        ),
+        message.undecided_pixels,
+        _set(message, "mean_confidence"),
+        _set(message, "mean_entropy"),
+    )
+
+
+def _set(message: pb.ClassQuality | pb.MaskQuality, field: Any) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
 
 
 def _polygon(message: pb.Polygon) -> Polygon:

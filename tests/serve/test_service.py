@@ -67,6 +67,28 @@ def test_polygons_with_a_tolerance_have_fewer_points_and_the_same_mask(stub, png
     assert sum(len(p.outer.xy) for p in mask.polygons) < 0.8 * sum(len(p.outer.xy) for p in exact.polygons)
 
 
+@pytest.mark.parametrize("kind", ["SEGMENTATION", "PSEUDO_MASK"])
+def test_quality_is_in_the_outputs_that_ask_for_it(stub, model, colours, png, kind):
+    other = {"SEGMENTATION": "PSEUDO_MASK", "PSEUDO_MASK": "SEGMENTATION"}[kind]
+    rated, plain = stub.Segment(request(png(colours), spec(kind, quality=True), spec(other))).outputs
+    assert not plain.HasField("quality")
+    expected = model.segment(colours, outputs=(kind.lower(),), quality=True).quality[kind.lower()]
+    assert [(one.class_id, one.area_pixels, one.mean_confidence) for one in rated.quality.classes] == [
+        (one.value, one.area_px, one.confidence) for one in expected.classes
+    ]
+    assert rated.quality.undecided_pixels == expected.undecided_px
+    assert (rated.quality.mean_confidence, rated.quality.mean_entropy) == (expected.confidence, expected.entropy)
+    assert rated.mask == stub.Segment(request(png(colours), spec(kind))).outputs[0].mask
+
+
+def test_figures_without_a_meaning_are_not_set(stub, colours, png):
+    asked = request(png(colours), spec("PSEUDO_MASK", quality=True), tags=pb.Tags())
+    quality = stub.Segment(asked).outputs[0].quality
+    assert [(one.class_id, one.area_pixels) for one in quality.classes] == [(0, 40 * 56)]
+    assert not quality.HasField("mean_confidence") and not quality.HasField("mean_entropy")
+    assert not quality.classes[0].HasField("mean_confidence")
+
+
 def test_only_pseudo_masks_have_an_ignore_value_and_a_threshold(stub, colours, png):
     outputs = stub.Segment(request(png(colours), spec("SEGMENTATION"), spec("PSEUDO_MASK"))).outputs
     assert [output.mask.HasField("ignore_index") for output in outputs] == [False, True]

@@ -53,7 +53,7 @@ def same(result, expected, atol=0.0):
     assert list(result.heatmaps) == list(expected.heatmaps)
     for name, heatmap in expected.heatmaps.items():
         np.testing.assert_allclose(result.heatmaps[name], heatmap, atol=atol, rtol=0)
-    for field in ("classes", "height", "width", "scores", "present", "model", "model_sha256"):
+    for field in ("classes", "height", "width", "scores", "present", "model", "model_sha256", "quality"):
         assert getattr(result, field) == getattr(expected, field), field
     np.testing.assert_array_equal(result.palette, expected.palette)
     if expected.threshold is not None:
@@ -83,6 +83,9 @@ def test_an_async_result_too(shared_serving, model, colours, png):
         {"refine": True},
         {"threshold": 0.3, "refine": False, "tags": ["green"]},
         {"heatmap_max_side": 7},
+        {"quality": True},
+        {"quality": True, "refine": True},
+        {"quality": True, "tags": []},
     ],
     ids=str,
 )

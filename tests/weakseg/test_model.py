@@ -22,6 +22,7 @@ from weakseg.errors import (
 from weakseg.manifest import Graph
 from weakseg.masks.png import provenance_of
 from weakseg.model import Model
+from weakseg.quality import ClassQuality
 from weakseg.recipe import CrfConfig, WalkConfig
 
 MODELS = Path(__file__).parents[1] / "data" / "bundles"
@@ -162,6 +163,81 @@ def test_refine_uses_the_crf(model):
     assert (rough.refinement["crf"], fine.refinement["crf"]) == (None, asdict(CrfConfig()))
     assert off.refinement["crf"] is None
     assert provenance_of(fine.mask_png())["t"] == 0.2 and model.segment(image).refinement == {}
+
+
+@pytest.fixture(scope="module", params=["toy", "labels"])
+def either(request, model):
+    """The graphs of schema 1, and those that have an output `labels`."""
+    if request.param == "toy":
+        yield model
+    else:
+        with weakseg.load(MODELS.parent / "bundles_of_schema_2" / "toy" / "2", threads=1) as made:
+            yield made
+
+
+def test_quality_of_a_segmentation_has_a_closed_form(either):
+    """Logits are 0.25 for background and 1 for red on the left, 0.25 and 0 on the right; two more are 0."""
+    asked = either.request(outputs=["segmentation"], quality=True)
+    assert "logits" in either.outputs_of("segmentation", either.decode(picture()), asked)
+    made = either.segment(picture(), quality=True)
+    np.testing.assert_array_equal(made.mask, either.segment(picture()).mask)
+    left, right = (np.exp(logits) / np.exp(logits).sum() for logits in ([0.25, 1, 0, 0], [0.25, 0, 0, 0]))
+    rated = made.quality["segmentation"]
+    assert [(one.value, one.name) for one in rated.classes] == [(0, "background"), (RED, "red")]
+    background, red = rated.classes
+    assert (background.area_px, red.area_px) == ((made.mask == 0).sum(), (made.mask == RED).sum())
+    # Red reaches a pixel or two beyond the middle of the picture, where cells are grey.
+    beyond = red.area_px // 16 - 16
+    assert 0 <= beyond < 4
+    assert background.confidence == pytest.approx(right[0], abs=1e-5)
+    assert red.confidence == pytest.approx((16 * left[1] + beyond * right[1]) / (16 + beyond), abs=1e-5)
+    whole = (background.area_px * background.confidence + red.area_px * red.confidence) / (16 * 32)
+    assert (rated.undecided_px, rated.confidence) == (0, pytest.approx(whole))
+    spread = [-(p * np.log(p)).sum() / np.log(4) for p in (left, right)]
+    assert rated.entropy == pytest.approx(np.mean(spread), abs=1e-5)
+
+
+def test_quality_of_a_pseudo_mask_has_a_closed_form(model):
+    """Red is 1 up to column 13 and 0 from column 18; against it stands a background of (1 - red)^alpha."""
+    made = model.segment(picture(), outputs=["pseudo_mask"], quality=True)
+    np.testing.assert_array_equal(made.mask, model.segment(picture(), outputs=["pseudo_mask"]).mask)
+    cam01 = np.interp(np.arange(32), [13.5, 17.5], [1, 0])
+    alphas = [np.log(t) / np.log(1 - t) for t in (0.32, 0.48)]
+    red = np.mean([cam01 / (cam01 + (1 - cam01) ** alpha) for alpha in alphas], axis=0)
+    row, rated = made.mask[0], made.quality["pseudo_mask"]
+    assert [(one.name, one.area_px) for one in rated.classes] == [
+        ("background", 16 * (row == 0).sum()),
+        ("red", 16 * (row == RED).sum()),
+    ]
+    assert rated.undecided_px == 16 * (row == IGNORE).sum() > 0
+    expected = [(1 - red)[row == 0].mean(), red[row == RED].mean()]
+    np.testing.assert_allclose([one.confidence for one in rated.classes], expected, atol=1e-4)
+    both = np.stack([red, 1 - red]).clip(1e-9)
+    assert rated.entropy == pytest.approx(-(both * np.log(both)).sum(axis=0).mean() / np.log(2), abs=1e-4)
+
+
+def test_quality_of_an_image_that_was_scaled_down(model):
+    """Every other pixel of a mask is between two of the network's: areas are those of the image."""
+    made = model.segment(picture(64, 128), outputs=["segmentation", "pseudo_mask"], quality=True)
+    for kind, rated in made.quality.items():
+        labels = getattr(made, kind)
+        areas = {one.value: one.area_px for one in rated.classes} | {IGNORE: rated.undecided_px}
+        assert areas == {value: (labels == value).sum() for value in areas}
+        assert sum(areas.values()) == 64 * 128
+    small = model.segment(picture(32, 64), outputs=["pseudo_mask"], quality=True).quality["pseudo_mask"]
+    assert made.quality["pseudo_mask"].confidence == pytest.approx(small.confidence, abs=1e-6)
+    assert made.quality["pseudo_mask"].entropy == pytest.approx(small.entropy, abs=1e-6)
+
+
+def test_without_a_present_class_nothing_competes_with_the_background(model):
+    rated = model.segment(picture(), outputs=["pseudo_mask"], tags=[], quality=True).quality["pseudo_mask"]
+    assert rated.classes == (ClassQuality(0, "background", 16 * 32),)
+    assert (rated.confidence, rated.entropy) == (None, None)
+
+
+def test_quality_is_there_when_it_is_asked_for(model):
+    assert model.segment(picture(), outputs=["segmentation", "pseudo_mask"]).quality == {}
+    assert model.segment(picture(), outputs=["cam"], quality=True).quality == {}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2), (200, 100), (65, 64)])

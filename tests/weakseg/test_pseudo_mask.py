@@ -152,3 +152,46 @@ def test_no_score_after_a_walk_is_background(tags: int) -> None:
 def test_a_background_of_a_walk_is_a_share(background: float) -> None:
     with pytest.raises(ConfigError, match=r"background of a walk must lie in \(0, 1\), got .*: IRN has 0.25"):
         WalkConfig(background=background)
+
+
+@pytest.mark.parametrize("crf", [None, IDLE_CRF])
+def test_shares_are_the_scores_over_their_sum(crf: CrfConfig | None) -> None:
+    """At alpha = 1, t = 0.5, the background is 1 - max: 0.75 + 0.25 + 0.25."""
+    cam01 = np.array([[[0.25, 1.0]], [[0.25, 0.0]]], dtype=np.float32)
+    config = PseudoLabelConfig(crf=crf, band=0.0)
+    made = pseudo_mask(grey(1, 2), cam01, np.array([2, 0]), 3, 0.5, config, with_shares=True)
+    assert made.shares is not None
+    np.testing.assert_allclose(made.shares[:, 0], [[0.6, 0], [0.2, 1], [0.2, 0]], atol=2e-5)
+
+
+def test_shares_of_the_two_thresholds_are_averaged() -> None:
+    """A background of 0.2 and one of 0.6 beside a class of 0.6."""
+    cam01 = np.array([[[0.6, 1.0]]], dtype=np.float32)
+    walk = standing((1, 2), background=0.4, band=0.5)
+    made = pseudo_mask(grey(1, 2), cam01, np.array([0]), 1, 0.4, PseudoLabelConfig(), walk, with_shares=True)
+    assert made.shares is not None
+    np.testing.assert_allclose(made.shares[1, 0], [(0.75 + 0.5) / 2, (1 / 1.2 + 1 / 1.6) / 2], atol=1e-5)
+
+
+def test_where_nothing_scores_all_shares_are_alike() -> None:
+    walk = standing((1, 2), np.array([[0.0, 1.0]]), background=None)
+    cam01 = np.array([[[0.5, 1.0]]], dtype=np.float32)
+    made = pseudo_mask(grey(1, 2), cam01, np.array([0]), 1, 0.4, PseudoLabelConfig(), walk, with_shares=True)
+    assert made.shares is not None
+    np.testing.assert_allclose(made.shares[:, 0], [[0.5, 0], [0.5, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("refiner", ["none", "crf", "walk", "walk and crf"])
+@given(seed=st.integers(0, 99), tags=st.integers(0, 3))
+def test_shares_change_no_label_and_the_label_has_the_largest(refiner: str, seed: int, tags: int) -> None:
+    cam01 = np.random.default_rng(seed).random((tags, 5, 6), dtype=np.float32)
+    config = PseudoLabelConfig(crf=IDLE_CRF if refiner == "crf" else None)
+    walk = standing((5, 6), crf=IDLE_CRF if "crf" in refiner else None) if "walk" in refiner else None
+    given_ = (grey(5, 6), cam01, np.arange(tags), 3, 0.3, config, walk)
+    made = pseudo_mask(*given_, with_shares=True)
+    np.testing.assert_array_equal(made.labels, pseudo_mask(*given_).labels)
+    assert (made.shares is None) == (tags == 0)
+    if made.shares is not None:
+        np.testing.assert_allclose(made.shares.sum(axis=0), 1, atol=1e-5)
+        decided = made.labels != IGNORE
+        np.testing.assert_array_equal(made.labels[decided], made.shares.argmax(axis=0)[decided])

@@ -7,7 +7,7 @@ from weakseg import crf
 from weakseg.cam import upsample
 from weakseg.errors import DataError
 from weakseg.recipe import CrfConfig
-from weakseg.segmentation import confidence, crf_labels, labels_from_logits
+from weakseg.segmentation import confidence, crf_labels, labels_from_logits, probabilities_from_logits
 
 
 @given(
@@ -56,6 +56,11 @@ def test_confidence_is_the_winners_mean_probability() -> None:
     logits = np.log(np.array([[[0.5, 0.1]], [[0.25, 0.7]], [[0.25, 0.2]]]))
     assert confidence(logits) == pytest.approx((0.5 + 0.7) / 2)
     assert confidence(logits + 1000) == pytest.approx(0.6, abs=1e-4)
+
+
+def test_probabilities_are_a_softmax() -> None:
+    likely = np.array([[[0.5, 0.1]], [[0.25, 0.7]], [[0.25, 0.2]]])
+    np.testing.assert_allclose(probabilities_from_logits(np.log(likely) + 50), likely, atol=1e-5)
 
 
 def test_bad_logits_are_refused() -> None:

@@ -269,6 +269,7 @@ class OutputSpec(google.protobuf.message.Message):
     BACKGROUND_ALPHA_FIELD_NUMBER: builtins.int
     REFINEMENT_FIELD_NUMBER: builtins.int
     POLYGON_TOLERANCE_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
     kind: global___OutputKind.ValueType
     """What to compute."""
     mask_encoding: global___MaskEncoding.ValueType
@@ -289,6 +290,8 @@ class OutputSpec(google.protobuf.message.Message):
     """Polygons: how far outlines may depart from the edges of pixels, in pixels, from 0 to 0.5. Slanted outlines lose their
     stairs; the centre of each pixel stays on its side, so the mask is still the same. Unset or 0 = along the edges.
     """
+    quality: builtins.bool
+    """Also say how sure the mask is of itself: Output.quality. The mask stays the same. Ignored for CAMs."""
     @property
     def class_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """CAMs of these classes only; empty = the classes that are present. Ignored for masks."""
@@ -305,9 +308,10 @@ class OutputSpec(google.protobuf.message.Message):
         background_alpha: builtins.float | None = ...,
         refinement: global___Refinement.ValueType = ...,
         polygon_tolerance: builtins.float | None = ...,
+        quality: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "_polygon_tolerance", b"_polygon_tolerance", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "polygon_tolerance", b"polygon_tolerance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "_polygon_tolerance", b"_polygon_tolerance", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "class_ids", b"class_ids", "heatmap_encoding", b"heatmap_encoding", "heatmap_max_side", b"heatmap_max_side", "kind", b"kind", "mask_encoding", b"mask_encoding", "polygon_tolerance", b"polygon_tolerance", "refinement", b"refinement"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_background_alpha", b"_background_alpha", "_background_threshold", b"_background_threshold", "_polygon_tolerance", b"_polygon_tolerance", "background_alpha", b"background_alpha", "background_threshold", b"background_threshold", "class_ids", b"class_ids", "heatmap_encoding", b"heatmap_encoding", "heatmap_max_side", b"heatmap_max_side", "kind", b"kind", "mask_encoding", b"mask_encoding", "polygon_tolerance", b"polygon_tolerance", "quality", b"quality", "refinement", b"refinement"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_background_alpha", b"_background_alpha"]) -> typing.Literal["background_alpha"] | None: ...
     @typing.overload
@@ -620,6 +624,85 @@ class Threshold(google.protobuf.message.Message):
 global___Threshold = Threshold
 
 @typing.final
+class ClassQuality(google.protobuf.message.Message):
+    """ClassQuality is how much of a mask shows a class, and how sure that is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: builtins.int
+    AREA_PIXELS_FIELD_NUMBER: builtins.int
+    MEAN_CONFIDENCE_FIELD_NUMBER: builtins.int
+    class_id: builtins.int
+    """Mask value of the class; 0 is background."""
+    area_pixels: builtins.int
+    """Pixels of the mask with this value, at least 1."""
+    mean_confidence: builtins.float
+    """Mean confidence of these pixels, in [0, 1]. Set where MaskQuality.mean_entropy is."""
+    def __init__(
+        self,
+        *,
+        class_id: builtins.int = ...,
+        area_pixels: builtins.int = ...,
+        mean_confidence: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mean_confidence", b"_mean_confidence", "mean_confidence", b"mean_confidence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mean_confidence", b"_mean_confidence", "area_pixels", b"area_pixels", "class_id", b"class_id", "mean_confidence", b"mean_confidence"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_confidence", b"_mean_confidence"]) -> typing.Literal["mean_confidence"] | None: ...
+
+global___ClassQuality = ClassQuality
+
+@typing.final
+class MaskQuality(google.protobuf.message.Message):
+    """MaskQuality says how sure a mask is of itself, not how right it is: compare images by it within one model, kind of output
+    and refinement.
+
+    SEGMENTATION: a pixel has the softmax probabilities of the cell of the network's output that its centre lies in; cells
+    are 4 x 4 pixels of the network's input. All classes and background compete.
+
+    PSEUDO_MASK: background and the classes that are present compete, with shares that sum to 1. After a CRF these are its
+    marginals. Without one they are scores over their sum, and no probabilities: the scores are the CAMs in [0, 1] and
+    (1 - max CAM)^alpha for background, with the alpha that says the threshold in another form; with a random walk, what the
+    walk makes of these. The shares of the two thresholds whose agreement decides a pixel are averaged.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASSES_FIELD_NUMBER: builtins.int
+    UNDECIDED_PIXELS_FIELD_NUMBER: builtins.int
+    MEAN_CONFIDENCE_FIELD_NUMBER: builtins.int
+    MEAN_ENTROPY_FIELD_NUMBER: builtins.int
+    undecided_pixels: builtins.int
+    """Pixels with the ignore value."""
+    mean_confidence: builtins.float
+    """A pixel's confidence is the probability or share of its class; mean over the pixels that have one, in [0, 1]. Unset where
+    none has one, and where mean_entropy is.
+    """
+    mean_entropy: builtins.float
+    """Mean over all pixels of -sum p log p / log n, n = how many compete: 0 = sure of one, 1 = all alike. Unset for pseudo-masks
+    of images without a present class: nothing competes with background.
+    """
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassQuality]:
+        """The classes in the mask, by id, background first."""
+
+    def __init__(
+        self,
+        *,
+        classes: collections.abc.Iterable[global___ClassQuality] | None = ...,
+        undecided_pixels: builtins.int = ...,
+        mean_confidence: builtins.float | None = ...,
+        mean_entropy: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_mean_confidence", b"_mean_confidence", "_mean_entropy", b"_mean_entropy", "mean_confidence", b"mean_confidence", "mean_entropy", b"mean_entropy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_mean_confidence", b"_mean_confidence", "_mean_entropy", b"_mean_entropy", "classes", b"classes", "mean_confidence", b"mean_confidence", "mean_entropy", b"mean_entropy", "undecided_pixels", b"undecided_pixels"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_confidence", b"_mean_confidence"]) -> typing.Literal["mean_confidence"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mean_entropy", b"_mean_entropy"]) -> typing.Literal["mean_entropy"] | None: ...
+
+global___MaskQuality = MaskQuality
+
+@typing.final
 class Output(google.protobuf.message.Message):
     """Output answers one OutputSpec."""
 
@@ -629,6 +712,7 @@ class Output(google.protobuf.message.Message):
     HEATMAPS_FIELD_NUMBER: builtins.int
     MASK_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
+    QUALITY_FIELD_NUMBER: builtins.int
     kind: global___OutputKind.ValueType
     """The kind that was asked for."""
     @property
@@ -643,6 +727,10 @@ class Output(google.protobuf.message.Message):
     def threshold(self) -> global___Threshold:
         """Pseudo-masks only."""
 
+    @property
+    def quality(self) -> global___MaskQuality:
+        """Masks only, where OutputSpec.quality asked for it."""
+
     def __init__(
         self,
         *,
@@ -650,9 +738,10 @@ class Output(google.protobuf.message.Message):
         heatmaps: global___HeatmapSet | None = ...,
         mask: global___Mask | None = ...,
         threshold: global___Threshold | None = ...,
+        quality: global___MaskQuality | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "mask", b"mask", "result", b"result", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "kind", b"kind", "mask", b"mask", "result", b"result", "threshold", b"threshold"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "mask", b"mask", "quality", b"quality", "result", b"result", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "kind", b"kind", "mask", b"mask", "quality", b"quality", "result", b"result", "threshold", b"threshold"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["heatmaps", "mask"] | None: ...
 
 global___Output = Output
