@@ -51,6 +51,7 @@ class Job:
     name, version: of the model, for batch keys and metrics.
     image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
     deadline: on the clock of `time.monotonic`; None = none.
+    ignore_orientation: of a file.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Job:
     image: Image | Callable[[], Image]
     request: Request
     deadline: float | None = None
+    ignore_orientation: bool = False
 
     def check_time(self) -> None:
         """Raises DeadlineTooShortError when nobody waits any more; a step that takes time asks before it starts."""
@@ -199,7 +201,12 @@ class Pipeline:
         if isinstance(image, bytes):
             header = probe(image, formats=SERVICE_FORMATS)
             fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `decode` would refuse later
-        decoded = job.model.decode(image, max_pixels=self._max_pixels, formats=SERVICE_FORMATS)
+        decoded = job.model.decode(
+            image,
+            max_pixels=self._max_pixels,
+            formats=SERVICE_FORMATS,
+            ignore_orientation=job.ignore_orientation,
+        )
         self._observe("decode", monotonic() - started)
         return decoded
 

@@ -105,6 +105,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     image_from_message(request.image),
                     request_from_message(request, model),
                     deadline,
+                    request.image.ignore_orientation,
                 )
                 encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
                 response = await self._pipeline.segment(job, encode)

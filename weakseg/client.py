@@ -87,7 +87,7 @@ class Client:
         Raises:
             ImageError, UnknownClassError, ServiceError and others of weakseg/errors.py.
         """
-        outgoing = outgoing_from_source(image)
+        outgoing = outgoing_from_source(image, ignore_orientation=options.get("ignore_orientation", False))
 
         def ask() -> Result:
             info = self._info()
@@ -220,7 +220,8 @@ class AsyncClient:
         self, image: Source, *, timeout_s: float | None = None, request_id: str = "", **options: Unpack[SegmentOptions]
     ) -> Result:
         """Segment one image; see `Client.segment`."""
-        outgoing = await asyncio.to_thread(outgoing_from_source, image)
+        ignore = options.get("ignore_orientation", False)
+        outgoing = await asyncio.to_thread(outgoing_from_source, image, ignore_orientation=ignore)
 
         async def ask() -> Result:
             info = await self._info()

@@ -76,7 +76,7 @@ class StreamOrder:
         index = self._n_images
         self._n_images += 1
         try:
-            outgoing = outgoing_from_source(image)
+            outgoing = outgoing_from_source(image, ignore_orientation=options.get("ignore_orientation", False))
             message = segment_request(outgoing, info, options, str(index))
         except WeaksegError as error:
             self._never_sent.add(index)

@@ -1,4 +1,4 @@
-"""Image files to (H, W, 3) uint8 RGB, upright. The header is checked before anything is decoded."""
+"""Image files to (H, W, 3) uint8 RGB, upright or as stored. The header is checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from weakseg.errors import ImageError
-from weakseg.image_header import PNG_SIGNATURE, ImageHeader, check_scans, jpeg_segments, parse_header, png_chunks, sniff
+from weakseg.image_header import (
+    ORIENTATION_TAG,
+    PNG_SIGNATURE,
+    ImageHeader,
+    check_scans,
+    jpeg_segments,
+    parse_header,
+    png_chunks,
+    sniff,
+)
 
 SERVICE_FORMATS = ("JPEG", "PNG", "WEBP")
 FILE_FORMATS = (*SERVICE_FORMATS, "BMP", "GIF", "TIFF")  # first frame of GIF and TIFF
@@ -28,6 +37,7 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 }
 # APPn and COM, but for JFIF (APP0) and Adobe (APP14), which say what the samples are.
 _JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
+_BACK = {6: 8, 8: 6}  # orientations that undo another one; the rest undo themselves
 _PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
@@ -48,7 +58,11 @@ def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS) -> ImageHeade
 
 
 def read_image(
-    source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Collection[str] = FILE_FORMATS
+    source: str | Path | bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = FILE_FORMATS,
+    ignore_orientation: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode one image.
 
@@ -59,19 +73,20 @@ def read_image(
         source: a path, or the bytes of the file.
         max_pixels: width x height above which nothing is decoded.
         formats: subset of FILE_FORMATS; the service passes SERVICE_FORMATS.
+        ignore_orientation: leave the pixels as they are stored.
     Returns:
-        (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied.
+        (H, W, 3) uint8 RGB, C-contiguous, writable, EXIF orientation applied unless that is ignored.
     Raises:
         ImageError: IMAGE_TOO_LARGE, UNSUPPORTED_FORMAT or IMAGE_UNDECODABLE; the message names the file.
     """
     if isinstance(source, bytes):
-        return _decode(source, max_pixels, formats)
+        return _decode(source, max_pixels, formats, ignore_orientation)
     try:
         data = Path(source).read_bytes()
     except OSError as error:
         raise ImageError(f"{source}: expected an image file, got: {error.strerror or error}") from error
     try:
-        return _decode(data, max_pixels, formats)
+        return _decode(data, max_pixels, formats, ignore_orientation)
     except ImageError as error:
         raise ImageError(f"{source}: {error}", error.reason) from error
 
@@ -91,7 +106,7 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return turned.get(orientation, image)
 
 
-def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[np.uint8]:
+def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orientation: bool) -> NDArray[np.uint8]:
     header = probe(data, formats=formats)
     if header.n_pixels > max_pixels:
         raise ImageError(
@@ -105,6 +120,8 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[n
         raise ImageError(
             f"the header says {header.width}x{header.height}, the decoder {image.size}: the file is damaged"
         )
+    # Pillow turns a TIFF upright as it loads it, and forgets how it was.
+    turned: int = image.tag_v2.get(ORIENTATION_TAG, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
     try:
         image.load()
         rgb = rgb_from_pillow(image)
@@ -112,7 +129,8 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str]) -> NDArray[n
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"expected a whole {header.format} image, got damaged or truncated data: {error}") from error
-    return np.array(upright(rgb, header.orientation), order="C")
+    orientation = _BACK.get(turned, turned) if ignore_orientation else header.orientation
+    return np.array(upright(rgb, orientation), order="C")
 
 
 def _open(data: bytes, file_format: str) -> Image.Image:

@@ -15,7 +15,7 @@ from weakseg.errors import ImageError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_PREFIX = b"Exif\x00\x00"
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn markers; the three others are DHT, JPG, DAC
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI: markers without a length
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
@@ -94,7 +94,7 @@ def orientation_from_exif(exif: bytes) -> int:
         (n_entries,) = struct.unpack_from(f"{order}H", exif, start)
         for i in range(n_entries):
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * i)
-            if tag == _ORIENTATION_TAG and kind == 3 and count == 1:
+            if tag == ORIENTATION_TAG and kind == 3 and count == 1:
                 return value if 1 <= value <= 8 else 1
     except struct.error:
         return 1

@@ -53,7 +53,7 @@ GraphOutputs = Mapping[str, Mapping[str, NDArray[Any]]]  # {graph: {output: arra
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image, (H, W, 3) uint8 RGB upright, and what the network sees of it, (h, w, 3) uint8."""
+    """An image, (H, W, 3) uint8 RGB as it was to be oriented, and what the network sees of it, (h, w, 3) uint8."""
 
     rgb: NDArray[np.uint8]
     prepared: NDArray[np.uint8]
@@ -102,6 +102,7 @@ class Model:
         cam: Literal["auto", "single", "multiscale"] = "auto",
         heatmap_max_side: int | None = None,
         quality: bool = False,
+        ignore_orientation: bool = False,
     ) -> Result:
         """Compute masks, heatmaps and scores of one image.
 
@@ -117,6 +118,8 @@ class Model:
             cam: which graph makes the maps; auto = the multi-scale one for pseudo-masks, where the bundle has it.
             heatmap_max_side: heatmaps are scaled down to it.
             quality: also say how sure the masks are of themselves, `Result.quality`.
+            ignore_orientation: of files and Pillow images: take the pixels as they are stored, without turning them as
+                their EXIF orientation says; the mask is then that of the stored pixels.
         Raises:
             ImageError, DataError: the image cannot be used. UnknownClassError: a tag. ConfigError: another argument.
             OutputUnsupportedError: the model does not have an output. ModelFailedError: its graph failed.
@@ -130,7 +133,7 @@ class Model:
             heatmap_max_side=heatmap_max_side,
             quality=quality,
         )
-        decoded = self.decode(image)
+        decoded = self.decode(image, ignore_orientation=ignore_orientation)
         started = perf_counter()
         graph_outputs = self.infer(decoded, request)
         infer_s = perf_counter() - started
@@ -174,13 +177,14 @@ class Model:
         *,
         max_pixels: int = MAX_PIXELS,
         formats: Collection[str] = FILE_FORMATS,
+        ignore_orientation: bool = False,
     ) -> Decoded:
         """Read an image and fit it to the input policy; `max_pixels` and `formats` limit files only."""
         started = perf_counter()
         if isinstance(source, (str, Path, bytes)):
-            rgb = read_image(source, max_pixels=max_pixels, formats=formats)
+            rgb = read_image(source, max_pixels=max_pixels, formats=formats, ignore_orientation=ignore_orientation)
         else:
-            rgb = rgb_from_pixels(source)
+            rgb = rgb_from_pixels(source, ignore_orientation=ignore_orientation)
         prepared = prepare(rgb, self.manifest.input)
         return Decoded(rgb, prepared, perf_counter() - started)
 
@@ -398,13 +402,16 @@ def load(
     return Model(opened, runner)
 
 
-def rgb_from_pixels(source: Image | NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB, upright, of what is decoded already; the client sends images through here too.
+def rgb_from_pixels(source: Image | NDArray[Any], *, ignore_orientation: bool = False) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of what is decoded already; the client sends images through here too.
+
+    A Pillow image is turned as its EXIF orientation says, unless that is ignored. Of a TIFF there is nothing left to
+    ignore: Pillow itself turns it when it loads it.
 
     Raises:
         DataError: another type, shape or dtype.
     """
-    return _rgb_from_array(source) if isinstance(source, np.ndarray) else _rgb_from_image(source)
+    return _rgb_from_array(source) if isinstance(source, np.ndarray) else _rgb_from_image(source, ignore_orientation)
 
 
 def _rgb_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -418,12 +425,12 @@ def _rgb_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array
 
 
-def _rgb_from_image(image: Any) -> NDArray[np.uint8]:
+def _rgb_from_image(image: Any, ignore_orientation: bool) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     if not isinstance(image, Image.Image):
         raise DataError(f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}")
-    return np.array(rgb_from_pillow(ImageOps.exif_transpose(image)), order="C")
+    return np.array(rgb_from_pillow(image if ignore_orientation else ImageOps.exif_transpose(image)), order="C")
 
 
 def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded) -> NDArray[Any]:

@@ -28,7 +28,7 @@ class Result:
     """Everything that was asked for of one image; what was not is None or empty.
 
     classes, palette: names, and (n, 3) uint8 RGB by mask value.
-    height, width: of the upright image; label maps have this size.
+    height, width: of the image, upright unless its orientation was to be ignored; label maps have this size.
     segmentation, pseudo_mask: (height, width) label maps; a pseudo-mask holds IGNORE where it is undecided.
     heatmaps: {class name: (h, w) float32 in [0, 1]} of the present classes, at a quarter of the network's input; each
         covers the whole image.

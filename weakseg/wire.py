@@ -55,6 +55,7 @@ class SegmentOptions(TypedDict, total=False):
     threshold, refine: of the pseudo-mask; None = as the model's manifest says.
     heatmap_max_side, heatmap_classes: of the CAMs; None = as the network gives them, of the present classes.
     quality: also say how sure the masks are of themselves, `Result.quality`.
+    ignore_orientation: take the pixels as they are stored, whatever the EXIF orientation says.
     mask_encoding: "png" is the smallest; all are lossless.
     heatmap_encoding: "f16" is within 5e-4, "png" within 2e-3 and smaller, "f32" exact.
     """
@@ -66,6 +67,7 @@ class SegmentOptions(TypedDict, total=False):
     heatmap_max_side: int | None
     heatmap_classes: Sequence[str] | None
     quality: bool
+    ignore_orientation: bool
     mask_encoding: MaskEncoding
     heatmap_encoding: HeatmapEncoding
 
@@ -128,7 +130,7 @@ def info_from_message(message: pb.Model) -> ModelInfo:
     )
 
 
-def outgoing_from_source(source: Source) -> Outgoing:
+def outgoing_from_source(source: Source, *, ignore_orientation: bool = False) -> Outgoing:
     """JPEG, PNG and WebP travel as they are; other files and pixels are decoded here and travel raw.
 
     Raises:
@@ -136,14 +138,14 @@ def outgoing_from_source(source: Source) -> Outgoing:
     """
     if isinstance(source, (str, Path)):
         try:
-            return _outgoing_from_file(Path(source).read_bytes())
+            return _outgoing_from_file(Path(source).read_bytes(), ignore_orientation)
         except OSError as error:
             raise ImageError(f"{source}: expected an image file, got: {error.strerror or error}") from error
         except ImageError as error:
             raise ImageError(f"{source}: {error}", error.reason) from error
     if isinstance(source, bytes):
-        return _outgoing_from_file(source)
-    return _outgoing_from_pixels(rgb_from_pixels(source))
+        return _outgoing_from_file(source, ignore_orientation)
+    return _outgoing_from_pixels(rgb_from_pixels(source, ignore_orientation=ignore_orientation))
 
 
 def segment_request(
@@ -240,10 +242,10 @@ def cam01_from_heatmap(heatmap: pb.Heatmap) -> NDArray[np.float32]:
     return _raster(heatmap.data, heatmap.height, heatmap.width, wire).astype(np.float32)
 
 
-def _outgoing_from_file(data: bytes) -> Outgoing:
+def _outgoing_from_file(data: bytes, ignore_orientation: bool) -> Outgoing:
     if probe(data, formats=FILE_FORMATS).format in SERVICE_FORMATS:
-        return Outgoing(pb.Image(encoded=data))
-    return _outgoing_from_pixels(read_image(data, max_pixels=MAX_PIXELS))
+        return Outgoing(pb.Image(encoded=data, ignore_orientation=ignore_orientation))
+    return _outgoing_from_pixels(read_image(data, max_pixels=MAX_PIXELS, ignore_orientation=ignore_orientation))
 
 
 def _outgoing_from_pixels(rgb: NDArray[np.uint8]) -> Outgoing:

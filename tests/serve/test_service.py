@@ -183,6 +183,18 @@ def test_masks_are_those_of_the_upright_image(stub, colours):
     assert (labels[2, -3], labels[2, 2]) == (1, 2), "red was top left: it is top right now"
 
 
+def test_masks_are_those_of_the_stored_image_where_the_orientation_is_ignored(stub, model, colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(colours).save(buffer, "PNG", exif=exif)
+    asked = request(buffer.getvalue())
+    asked.image.ignore_orientation = True
+    response = stub.Segment(asked)
+    assert (response.image_width, response.image_height) == (56, 40)
+    np.testing.assert_array_equal(labels_from_mask(response.outputs[0].mask, CLASSES), model.segment(colours).mask)
+
+
 def test_an_image_above_max_side_gets_a_mask_of_its_own_size(stub, model, png):
     image = np.full((90, 200, 3), 128, np.uint8)
     image[:, :100] = [255, 0, 0]

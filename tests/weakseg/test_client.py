@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import weakseg
 from serve.interceptors import status_from_error
 from weakseg import errors
 from weakseg.client import AsyncClient, Client
+from weakseg.image import upright
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -126,6 +128,36 @@ def test_every_kind_of_image(client, model, colours, png, tmp_path):
     expected = model.segment(colours)
     for source in sources(colours, png, tmp_path).values():
         same(client.segment(source), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ignore", [True, False])
+def test_orientation_is_that_of_the_offline_result(client, model, colours, ignore, orientation):
+    """A PNG is turned by the server, a TIFF and a Pillow image by the client."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    files = {kind: io.BytesIO() for kind in ("PNG", "TIFF")}
+    for kind, file in files.items():
+        Image.fromarray(colours).save(file, kind, exif=exif)
+    expected = model.segment(colours if ignore else upright(colours, orientation))
+    pillow = Image.open(files["PNG"])
+    for source in (files["PNG"].getvalue(), files["TIFF"].getvalue(), pillow):
+        served = client.segment(source, ignore_orientation=ignore)
+        same(served, expected)
+        same(model.segment(source, ignore_orientation=ignore), expected)
+        if served.image is not None:
+            np.testing.assert_array_equal(served.image, expected.image)
+    (streamed,) = client.segment_many([pillow], ignore_orientation=ignore)
+    same(streamed, expected)
+
+
+def test_an_async_client_ignores_the_orientation_too(shared_serving, model, colours):
+    pillow = Image.fromarray(colours)
+    pillow.getexif()[0x0112] = 6
+    assert run(shared_serving, lambda client: client.segment(pillow)).image.shape == (56, 40, 3)
+    served = run(shared_serving, lambda client: client.segment(pillow, ignore_orientation=True))
+    same(served, model.segment(colours))
+    np.testing.assert_array_equal(served.image, colours)
 
 
 def test_grey_pixels(client, model):

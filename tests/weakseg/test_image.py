@@ -113,6 +113,18 @@ def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None
     assert probe(data).oriented_size == expected.shape[:2]
 
 
+@pytest.mark.parametrize("orientation", [*range(1, 9), 9])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_ignored_where_that_is_asked(file_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    image = Image.fromarray(RGB)
+    stored = read_image(encode(image, file_format, **options))
+    turned = encode(image, file_format, exif=exif.tobytes(), **options)
+    np.testing.assert_array_equal(read_image(turned, ignore_orientation=True), stored)
+
+
 @given(orientation=st.integers(1, 8), height=st.integers(1, 4), width=st.integers(1, 4))
 def test_upright_equals_pillow(orientation: int, height: int, width: int) -> None:
     image = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)

@@ -19,6 +19,7 @@ from weakseg.errors import (
     OutputUnsupportedError,
     UnknownClassError,
 )
+from weakseg.image import upright
 from weakseg.manifest import Graph
 from weakseg.masks.png import provenance_of
 from weakseg.model import Model
@@ -277,6 +278,23 @@ def test_grey_and_rotated_images(model):
     turned = Image.fromarray(picture())
     turned.getexif()[0x0112] = 6
     assert model.segment(turned).mask.shape == (32, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_or_ignored(model, orientation):
+    stored = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    expected = model.segment(stored).mask
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(buffer, "PNG", exif=exif)
+    for source in (buffer.getvalue(), Image.open(buffer)):
+        ignored = model.segment(source, ignore_orientation=True)
+        np.testing.assert_array_equal(ignored.mask, expected)
+        np.testing.assert_array_equal(ignored.image, stored)
+        applied = model.segment(source)
+        np.testing.assert_array_equal(applied.image, upright(stored, orientation))
+        np.testing.assert_array_equal(applied.mask, model.segment(upright(stored, orientation)).mask)
 
 
 def test_segment_is_its_three_parts(model):

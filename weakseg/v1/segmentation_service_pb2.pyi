@@ -210,8 +210,13 @@ class Image(google.protobuf.message.Message):
 
     ENCODED_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
+    IGNORE_ORIENTATION_FIELD_NUMBER: builtins.int
     encoded: builtins.bytes
     """A whole JPEG, PNG or WebP file. Its header is checked against Model.max_image_pixels before anything is decoded."""
+    ignore_orientation: builtins.bool
+    """Files: take the pixels as they are stored. Otherwise the image is turned and mirrored as its EXIF orientation says, and
+    so are its mask and CAMs.
+    """
     @property
     def raw(self) -> global___RawImage:
         """Pixels that are decoded already."""
@@ -221,9 +226,10 @@ class Image(google.protobuf.message.Message):
         *,
         encoded: builtins.bytes = ...,
         raw: global___RawImage | None = ...,
+        ignore_orientation: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "ignore_orientation", b"ignore_orientation", "raw", b"raw", "source", b"source"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["encoded", "raw"] | None: ...
 
 global___Image = Image
@@ -567,9 +573,9 @@ class Mask(google.protobuf.message.Message):
     POLYGONS_FIELD_NUMBER: builtins.int
     IGNORE_INDEX_FIELD_NUMBER: builtins.int
     width: builtins.int
-    """Width of the oriented image."""
+    """SegmentResponse.image_width."""
     height: builtins.int
-    """Height of the oriented image."""
+    """SegmentResponse.image_height."""
     encoding: global___MaskEncoding.ValueType
     """Which of the fields below is filled; never UNSPECIFIED."""
     data: builtins.bytes
@@ -814,9 +820,9 @@ class SegmentResponse(google.protobuf.message.Message):
     model_sha256: builtins.str
     """SHA-256 of its manifest, which holds the hashes of all its files."""
     image_width: builtins.int
-    """Width of the oriented image."""
+    """Width of the image, turned by its orientation unless that was to be ignored."""
     image_height: builtins.int
-    """Height of the oriented image."""
+    """Height of the image."""
     @property
     def model(self) -> global___ModelRef:
         """The model that answered, with its version."""
