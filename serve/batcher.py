@@ -1,4 +1,4 @@
-"""Dynamic batching: images that want the same graph at the same size go through it together.
+"""Dynamic batching: images that want the same graph at the same size go through it together, urgent ones first.
 
 No gRPC, no models: callers hand over an image, a key that says what may share a batch, and the function that runs one.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from weakseg.errors import DeadlineTooShortError, QueueFullError
 Arrays = dict[str, NDArray[Any]]
 Key = tuple[Any, ...]
 Run = Callable[[NDArray[np.uint8]], Arrays]
+Priority = Literal["interactive", "bulk"]
+_Lane = tuple[Key, Priority]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ class _Item:
 
 
 class Batcher:
-    """Collects images per key and runs each batch in a thread of its own pool.
+    """Collects images per key and priority and runs each batch in a thread of its own pool.
 
     A batch starts when it is full, or when its first image has waited `max_delay_s`, and a thread is free; while all
-    are busy it goes on filling. Of several that could start, the one whose first image came first does. Images whose
-    caller is gone or whose deadline has passed are dropped before they cost anything.
+    are busy it goes on filling. Of several that could start, the one whose first image came first does; a bulk image
+    counts as if it had come `bulk_wait_s` later than it did. So interactive images go first, whatever graph they want,
+    and no bulk image waits for one that comes more than `bulk_wait_s` after it. Priorities do not share a batch: an
+    interactive image should not take the time of the bulk ones beside it. Images whose caller is gone or whose deadline
+    has passed are dropped before they cost anything.
 
     `submit` belongs to one event loop; create the batcher anywhere, `start` it there.
     """
@@ -71,15 +76,17 @@ class Batcher:
         max_delay_s: float,
         limit: int,
         workers: int = 1,
+        bulk_wait_s: float = 0.0,
         on_batch: Callable[[BatchRecord], None] | None = None,
         on_depth: Callable[[int], None] | None = None,
     ) -> None:
         self.max_batch = max_batch
         self.max_delay_s = max_delay_s
         self.limit = limit
+        self.bulk_wait_s = bulk_wait_s
         self._on_batch = on_batch
         self._on_depth = on_depth
-        self._lanes: dict[Key, deque[_Item]] = {}
+        self._lanes: dict[_Lane, deque[_Item]] = {}
         self._depth = 0
         self._free = workers
         self._wake = asyncio.Event()
@@ -108,7 +115,14 @@ class Batcher:
         await asyncio.gather(*self._executions)
         self._pool.shutdown()
 
-    async def submit(self, key: Key, image: NDArray[np.uint8], run: Run, deadline: float | None = None) -> BatchAnswer:
+    async def submit(
+        self,
+        key: Key,
+        image: NDArray[np.uint8],
+        run: Run,
+        deadline: float | None = None,
+        priority: Priority = "interactive",
+    ) -> BatchAnswer:
         """Run `image` with others of the same `key`.
 
         Args:
@@ -116,6 +130,7 @@ class Batcher:
             image: (H, W, 3).
             run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
             deadline: on the clock of `time.monotonic`.
+            priority: bulk gives way to interactive, as the class says.
         Raises:
             QueueFullError: `limit` images wait already.
             DeadlineTooShortError: the deadline passed before a batch could start.
@@ -125,13 +140,14 @@ class Batcher:
         if self._depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         item = _Item(image, run, deadline, asyncio.get_running_loop().create_future())
-        self._lanes.setdefault(key, deque()).append(item)
+        lane = (key, priority)
+        self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
         self._wake.set()
         try:
             return await item.answer
         except asyncio.CancelledError:
-            self._remove(key, item)
+            self._remove(lane, item)
             raise
 
     async def call(self, function: Callable[[], None]) -> None:
@@ -152,46 +168,55 @@ class Batcher:
             self._drop_dead(now)
             if not self._lanes:
                 return None
-            starts = {key: self._starts_at(lane) for key, lane in self._lanes.items()}
-            ready = [key for key, at in starts.items() if at <= now]
+            starts = {lane: self._starts_at(items) for lane, items in self._lanes.items()}
+            ready = [lane for lane, at in starts.items() if at <= now]
             if not ready:
                 return min(starts.values()) - now
-            key = min(ready, key=lambda k: self._lanes[k][0].arrived)
+            lane = self._next(ready)
             self._free -= 1
-            execution = asyncio.get_running_loop().create_task(self._execute(key, self._take(key)))
+            execution = asyncio.get_running_loop().create_task(self._execute(lane[0], self._take(lane)))
             self._executions.add(execution)
             execution.add_done_callback(self._executions.discard)
         return None
 
-    def _starts_at(self, lane: deque[_Item]) -> float:
-        return 0.0 if len(lane) >= self.max_batch else lane[0].arrived + self.max_delay_s
+    def _starts_at(self, items: deque[_Item]) -> float:
+        return 0.0 if len(items) >= self.max_batch else items[0].arrived + self.max_delay_s
 
-    def _take(self, key: Key) -> list[_Item]:
-        lane = self._lanes[key]
-        items = [lane.popleft() for _ in range(min(self.max_batch, len(lane)))]
-        if not lane:
-            del self._lanes[key]
+    def _next(self, ready: list[_Lane]) -> _Lane:
+        """Of the lanes that are ready the one whose turn it is."""
+        turn, first = min(ready, key=self._turn_of), min(self._lanes, key=self._turn_of)
+        # An interactive image that waits for others to fill its batch must not end up waiting for a bulk batch.
+        return first if turn[1] == "bulk" and first[1] == "interactive" else turn
+
+    def _turn_of(self, lane: _Lane) -> float:
+        return self._lanes[lane][0].arrived + (self.bulk_wait_s if lane[1] == "bulk" else 0.0)
+
+    def _take(self, lane: _Lane) -> list[_Item]:
+        waiting = self._lanes[lane]
+        items = [waiting.popleft() for _ in range(min(self.max_batch, len(waiting)))]
+        if not waiting:
+            del self._lanes[lane]
         self._set_depth(self._depth - len(items))
         return items
 
-    def _remove(self, key: Key, item: _Item) -> None:
+    def _remove(self, lane: _Lane, item: _Item) -> None:
         """Take an image out of the queue if it is still there: its place is free at once."""
-        lane = self._lanes.get(key)
-        if lane is None or item not in lane:
+        waiting = self._lanes.get(lane)
+        if waiting is None or item not in waiting:
             return
-        lane.remove(item)
-        if not lane:
-            del self._lanes[key]
+        waiting.remove(item)
+        if not waiting:
+            del self._lanes[lane]
         self._set_depth(self._depth - 1)
 
     def _drop_dead(self, now: float) -> None:
         """Forget images whose caller is gone; answer and forget those whose time is up."""
-        for key, item in [(key, item) for key, lane in self._lanes.items() for item in lane]:
+        for lane, item in [(lane, item) for lane, items in self._lanes.items() for item in items]:
             expired = item.deadline is not None and item.deadline <= now
             if item.answer.done():  # cancelled a moment ago: `submit` has not had its turn to remove it
-                self._remove(key, item)
+                self._remove(lane, item)
             elif expired:
-                self._remove(key, item)
+                self._remove(lane, item)
                 waited_ms = (now - item.arrived) * 1000
                 item.answer.set_exception(
                     DeadlineTooShortError(f"the deadline passed after {waited_ms:.0f} ms in the queue: allow more time")

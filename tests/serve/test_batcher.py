@@ -250,6 +250,76 @@ def test_a_batcher_that_does_not_run_says_so():
     run(test)
 
 
+async def started(batcher, gate, *waiting, pause_s=0.0):
+    """The order in which images (key, value, priority) that all wait for one busy thread go through it."""
+    first = asyncio.create_task(batcher.submit("busy", image(99), gate))
+    await until(lambda: gate.sizes == [1])
+    tasks = []
+    for key, value, priority in waiting:
+        tasks.append(asyncio.create_task(batcher.submit(key, image(value), gate, None, priority)))
+        await until(lambda: batcher.depth == len(tasks))
+        await asyncio.sleep(pause_s)
+    gate.event.set()
+    await asyncio.gather(first, *tasks)
+    return gate.values[1:]
+
+
+def test_interactive_images_go_before_bulk_ones_of_any_key_and_share_no_batch_with_them():
+    waiting = [("a", 1, "bulk"), ("b", 2, "bulk"), ("a", 3, "interactive"), ("c", 4, "interactive"), ("a", 5, "bulk")]
+    assert run(lambda batcher: started(batcher, Gate(), *waiting), bulk_wait_s=LONG_S) == [[3], [4], [1, 5], [2]]
+
+
+def test_a_bulk_image_that_came_long_before_goes_first():
+    waiting = [("a", 1, "bulk"), ("b", 2, "interactive")]
+    assert run(lambda batcher: started(batcher, Gate(), *waiting, pause_s=0.02), bulk_wait_s=0.01) == [[1], [2]]
+
+
+def test_an_interactive_image_does_not_wait_for_others_while_a_bulk_batch_takes_its_turn():
+    waiting = [("a", 1, "bulk"), ("a", 2, "bulk"), ("b", 3, "interactive")]
+
+    async def test(batcher):
+        gate = Gate(is_open=True)
+        # The first fills its batch, so nothing here waits for the delay but the interactive image.
+        gate.event.clear()
+        busy = [asyncio.create_task(batcher.submit("busy", image(99), gate)) for _ in range(2)]
+        await until(lambda: gate.sizes == [2])
+        tasks = [asyncio.create_task(batcher.submit(key, image(v), gate, None, p)) for key, v, p in waiting]
+        await until(lambda: batcher.depth == 3)
+        gate.event.set()
+        await asyncio.gather(*busy, *tasks)
+        return gate.values[1:]
+
+    assert run(test, max_batch=2, max_delay_s=10 * LONG_S, bulk_wait_s=LONG_S) == [[3], [1, 2]]
+
+
+def test_a_bulk_image_has_its_turn_under_interactive_load_without_end():
+    gate = Gate(is_open=True)
+
+    async def test(batcher):
+        bulk = asyncio.create_task(batcher.submit("k", image(0), gate, None, "bulk"))
+
+        async def load():
+            while not bulk.done():
+                await batcher.submit("k", image(1), gate)
+
+        await asyncio.gather(bulk, *(load() for _ in range(4)))
+
+    run(test, max_batch=1, bulk_wait_s=0.05)
+    assert [0] in gate.values
+
+
+@given(
+    waiting=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=20), max_batch=st.integers(1, 4)
+)
+@settings(max_examples=40)
+def test_nothing_bulk_starts_while_something_interactive_waits(waiting, max_batch):
+    images = [(key, i, "bulk" if bulk else "interactive") for i, (key, bulk) in enumerate(waiting)]
+    order = run(lambda batcher: started(batcher, Gate(), *images), max_batch=max_batch, bulk_wait_s=LONG_S)
+    bulk = [waiting[value][1] for batch in order for value in batch]
+    assert bulk == sorted(bulk)
+    assert sorted(value for batch in order for value in batch) == list(range(len(waiting)))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     keys=st.lists(st.integers(0, 3), min_size=1, max_size=30),
@@ -258,20 +328,28 @@ def test_a_batcher_that_does_not_run_says_so():
     max_batch=st.integers(1, 5),
     workers=st.integers(1, 3),
     n_turns=st.integers(0, 3),
+    bulk=st.sets(st.integers(0, 29)),
+    bulk_wait_s=st.sampled_from([0.0, 1e-4, LONG_S]),
 )
-def test_every_image_is_answered_once_or_cancelled(keys, cancelled, expired, max_batch, workers, n_turns):
+def test_every_image_is_answered_once_or_cancelled(
+    keys, cancelled, expired, max_batch, workers, n_turns, bulk, bulk_wait_s
+):
     gate, depths = Gate(is_open=True), []
 
     async def test(batcher):
         deadlines = [monotonic() if i in expired else None for i in range(len(keys))]
-        tasks = [asyncio.create_task(batcher.submit(key, image(i), gate, deadlines[i])) for i, key in enumerate(keys)]
+        priorities = ["bulk" if i in bulk else "interactive" for i in range(len(keys))]
+        tasks = [
+            asyncio.create_task(batcher.submit(key, image(i), gate, deadlines[i], priorities[i]))
+            for i, key in enumerate(keys)
+        ]
         for _ in range(n_turns):
             await asyncio.sleep(0)
         for i in cancelled & set(range(len(keys))):
             tasks[i].cancel()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    answers = run(test, max_batch=max_batch, workers=workers, on_depth=depths.append)
+    answers = run(test, max_batch=max_batch, workers=workers, bulk_wait_s=bulk_wait_s, on_depth=depths.append)
     for i, answer in enumerate(answers):
         if isinstance(answer, asyncio.CancelledError):
             assert i in cancelled
