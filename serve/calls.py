@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from serve.batcher import Priority
 from serve.interceptors import code_from_error, code_of_cancellation
 from serve.metrics import Metrics
 from serve.requests import MAX_REQUEST_ID
@@ -28,6 +29,7 @@ class Outcome:
 
     model: tuple[str, str] = ("", "")  # name, version
     n_images: int = 1
+    priority: Priority = "interactive"
     fields: dict[str, Any] = field(default_factory=dict)
     response_bytes: int | None = None
 
@@ -68,6 +70,7 @@ def _record(
     failure: BaseException | None,
 ) -> None:
     metrics.requests.labels(*outcome.model, code.name).inc(outcome.n_images)
+    metrics.priorities.labels(outcome.priority, code.name).inc(outcome.n_images)
     for _ in range(outcome.n_images):
         metrics.request_seconds.labels(*outcome.model).observe(seconds)
     if outcome.response_bytes is not None:
@@ -75,6 +78,7 @@ def _record(
     fields: dict[str, Any] = {
         "request_id": request_id[:MAX_REQUEST_ID],  # one that is refused for its length comes through here, too
         "model": "/".join(outcome.model),
+        "priority": outcome.priority,
         "code": code.name,
         "ms": round(seconds * 1000, 2),
         **outcome.fields,

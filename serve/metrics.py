@@ -42,11 +42,17 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         model = ("model", "version")
         self.requests = self._counter("weakseg_requests_total", "Images asked for, by outcome", (*model, "code"))
+        self.priorities = self._counter(
+            "weakseg_priority_requests_total", "Images asked for, by priority and outcome", ("priority", "code")
+        )
         self.request_seconds = self._seconds("weakseg_request_duration_seconds", "One image, in to out", model)
         self.stage_seconds = self._seconds("weakseg_stage_duration_seconds", "Parts of a request", ("stage",))
         self.batch_size = self._histogram("weakseg_batch_size", "Images per execution of a graph", BATCH, model)
         self.images = self._counter("weakseg_images_total", "Images that went through a graph", model)
         self.executions = self._counter("weakseg_executions_total", "Executions of a graph", model)
+        self.queue_seconds = self._seconds(
+            "weakseg_queue_duration_seconds", "Waiting for a batch and for the model, of one image", ("priority",)
+        )
         self.queue_depth = self._gauge("weakseg_queue_depth", "Images that wait for a graph")
         self.queue_limit = self._gauge("weakseg_queue_limit", "Requests in the server beyond which one is refused")
         self.inflight = self._gauge("weakseg_inflight", "Requests in the server")

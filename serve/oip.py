@@ -10,6 +10,7 @@
              threshold     of the pseudo-mask's background
              tags          names of the classes in the images, joined by commas, or a JSON list
              cam_datatype  FP32 or FP16
+             priority      as on Triton the smaller the sooner: 1 = interactive, 2 and more = bulk, 0 = the default, 1
 
 An image is an image: it goes through the same pipeline, limits and counters as one of SegmentationService.
 """
@@ -91,11 +92,14 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
         with counted(self._metrics, request.id, deadline) as outcome:
             options = options_from_request(request)
             images = images_from_request(request, self._config.max_batch, self._config.max_pixels)
-            outcome.n_images = len(images)
+            outcome.n_images, outcome.priority = len(images), options.priority
             with self._models.use(request.model_name, request.model_version, request.id) as (entry, model):
                 outcome.model = (entry.name, entry.version)
                 options, asked = with_model(options, model)
-                jobs = [Job(entry.name, entry.version, model, image, asked, deadline) for image in images]
+                jobs = [
+                    Job(entry.name, entry.version, model, image, asked, deadline, priority=options.priority)
+                    for image in images
+                ]
 
                 def check(decoded: list[Decoded]) -> None:
                     check_sizes(decoded, options.outputs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from serve.batcher import Priority
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.requests import MAX_REQUEST_ID, RANGES
 from weakseg.errors import InvalidRequestError, OutputUnsupportedError, UnknownClassError
@@ -30,6 +31,7 @@ class Options:
     threshold: float | None = None
     refinement: Refinement | None = None
     cam_datatype: str = "FP32"
+    priority: Priority = "interactive"
 
 
 def options_from_request(message: oip.ModelInferRequest) -> Options:
@@ -153,11 +155,19 @@ def _choice(name: str, choices: Sequence[str], value: bool | int | float | str) 
     return str(value)
 
 
+def _priority(value: bool | int | float | str) -> Priority:
+    """Triton's: a whole number, 1 is the most urgent, 0 the default."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidRequestError(f"expected 1 (interactive) or 2 (bulk), got {said(value)}", "parameters.priority")
+    return "bulk" if value > 1 else "interactive"
+
+
 _PARAMETERS: dict[str, Callable[[Any], Any]] = {
     "refinement": partial(_choice, "refinement", REFINEMENTS),
     "threshold": _threshold,
     "tags": _tags,
     "cam_datatype": partial(_choice, "cam_datatype", CAM_DATATYPES),
+    "priority": _priority,
 }
 
 

@@ -3,6 +3,9 @@
 The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
 batcher's. At most `limit` requests are inside at once, whatever step they are at, so memory is bounded; one more is
 refused before anything is done for it.
+
+Of bulk requests at most `bulk_limit` are inside: they are refused while there are places for others. A pool has no more
+of them than threads, so that an interactive request there waits for one of them to finish, not for all.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -20,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.access import CLIENT
-from serve.batcher import BatchAnswer, Batcher, BatchRecord
+from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
 from weakseg.errors import (
@@ -51,7 +54,7 @@ class Job:
     name, version: of the model, for batch keys and metrics.
     image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
     deadline: on the clock of `time.monotonic`; None = none.
-    ignore_orientation: of a file.
+    ignore_orientation: of a file. priority: see `serve.batcher.Batcher`.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Job:
     request: Request
     deadline: float | None = None
     ignore_orientation: bool = False
+    priority: Priority = "interactive"
 
     def check_time(self) -> None:
         """Raises DeadlineTooShortError when nobody waits any more; a step that takes time asks before it starts."""
@@ -92,23 +96,29 @@ class Pipeline:
         max_batch: int,
         max_delay_s: float,
         queue_limit: int,
+        bulk_share: float,
+        bulk_wait_s: float,
         max_pixels: int,
         rate_limit: RateLimit,
     ) -> None:
         self.limit = queue_limit + max_batch
+        self.bulk_limit = max(max_batch, int(bulk_share * self.limit))  # a request of a whole batch must get in
         self.inflight = 0
+        self.inflight_bulk = 0
         self.draining = False
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
+        self._bulk_slots = {pool: asyncio.Semaphore(threads) for pool in (self._decoders, self._finishers)}
         # One runner thread: the runtime spreads one execution over all cores, two at once would only share them. The
         # batcher's own bound is never met from here: a request waits for one graph at a time.
         self._batcher = Batcher(
             max_batch=max_batch,
             max_delay_s=max_delay_s,
             limit=self.limit,
+            bulk_wait_s=bulk_wait_s,
             on_batch=self._count_batch,
             on_depth=metrics.queue_depth.set,
         )
@@ -134,8 +144,8 @@ class Pipeline:
             ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
             OutputUnsupportedError: the server lacks what an output needs.
         """
-        with self._admitted():
-            decoded = await self._in(self._decoders, self._decode, job)
+        with self._admitted(1, job.priority):
+            decoded = await self._in(self._decoders, job.priority, self._decode, job)
             return await self._segment(job, decoded, partial(self._encode, encode))
 
     async def segment_all(
@@ -148,31 +158,37 @@ class Pipeline:
         Raises:
             As `segment`; an ImageError says which image it is.
         """
-        with self._admitted(len(jobs)):
+        priority = jobs[0].priority
+        with self._admitted(len(jobs), priority):
             decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
             check(decoded)
             if len(jobs) == 1:  # encoded in the same thread
                 return await self._segment(jobs[0], decoded[0], lambda answer: self._encode(encode, [answer]))
             answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, decoded, strict=True))
-            return await self._in(self._finishers, self._encode, encode, answers)
+            return await self._in(self._finishers, priority, self._encode, encode, answers)
 
     @contextmanager
-    def _admitted(self, n: int = 1) -> Iterator[None]:
+    def _admitted(self, n: int, priority: Priority) -> Iterator[None]:
         if self.draining:
             raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
+        more = "one" if n == 1 else str(n)
         if self.inflight + n > self.limit:
-            more = "one" if n == 1 else str(n)
             raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")
+        n_bulk = n if priority == "bulk" else 0
+        if n_bulk and self.inflight_bulk + n > self.bulk_limit:
+            raise QueueFullError(
+                f"expected at most {self.bulk_limit} bulk requests at once, got {more} more: try again later"
+            )
         self._rate_limit.take(CLIENT.get(), monotonic(), n)
-        self._set_inflight(self.inflight + n)
+        self._set_inflight(self.inflight + n, self.inflight_bulk + n_bulk)
         try:
             yield
         finally:
-            self._set_inflight(self.inflight - n)
+            self._set_inflight(self.inflight - n, self.inflight_bulk - n_bulk)
 
     async def _decode_nth(self, i: int, job: Job) -> Decoded:
         try:
-            return await self._in(self._decoders, self._decode, job)
+            return await self._in(self._decoders, job.priority, self._decode, job)
         except ImageError as error:
             raise ImageError(f"image {i}: {error}", error.reason) from error
 
@@ -182,7 +198,8 @@ class Pipeline:
             runs[graph] = await self._run(job, graph, decoded)
         for stage in ("queue_s", "infer_s"):
             self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
-        return await self._in(self._finishers, self._answer, job, decoded, runs, then)
+        self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
+        return await self._in(self._finishers, job.priority, self._answer, job, decoded, runs, then)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded, job.request)
@@ -190,7 +207,7 @@ class Pipeline:
         key = (job.name, job.version, id(job.model), graph, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
         try:
-            return await self._batcher.submit(key, decoded.prepared, run, job.deadline)
+            return await self._batcher.submit(key, decoded.prepared, run, job.deadline, job.priority)
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
 
@@ -234,8 +251,9 @@ class Pipeline:
         self._observe("encode", monotonic() - started)
         return encoded
 
-    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    async def _in(self, pool: ThreadPoolExecutor, priority: Priority, function: Callable[..., T], *args: Any) -> T:
+        async with self._bulk_slots[pool] if priority == "bulk" else nullcontext():
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     def _count_batch(self, record: BatchRecord) -> None:
         name, version, *_ = record.key
@@ -246,8 +264,8 @@ class Pipeline:
     def _observe(self, stage: str, seconds: float) -> None:
         self._metrics.stage_seconds.labels(stage).observe(seconds)
 
-    def _set_inflight(self, n: int) -> None:
-        self.inflight = n
+    def _set_inflight(self, n: int, n_bulk: int) -> None:
+        self.inflight, self.inflight_bulk = n, n_bulk
         self._metrics.inflight.set(n)
 
 

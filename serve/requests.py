@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.batcher import Priority
 from serve.encode import KIND_NAMES, check_mask_encoding
 from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
@@ -34,6 +35,11 @@ REFINEMENT_NAMES: dict[int, Refinement] = {
     pb.REFINEMENT_RANDOM_WALK: "random_walk",
     pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
 }
+PRIORITY_NAMES: dict[int, Priority] = {
+    pb.PRIORITY_UNSPECIFIED: "interactive",
+    pb.PRIORITY_INTERACTIVE: "interactive",
+    pb.PRIORITY_BULK: "bulk",
+}
 
 
 def check_request(message: pb.SegmentRequest, max_pixels: int) -> None:
@@ -47,6 +53,8 @@ def check_request(message: pb.SegmentRequest, max_pixels: int) -> None:
         raise InvalidRequestError(
             f"request_id must have at most {MAX_REQUEST_ID} characters, got {len(message.request_id)}", "request_id"
         )
+    if message.priority not in PRIORITY_NAMES:
+        raise InvalidRequestError(f"expected INTERACTIVE or BULK, got {message.priority}", "priority")
     if not message.outputs:
         raise InvalidRequestError("expected at least one output, got none: ask for a SEGMENTATION", "outputs")
     if len(message.outputs) > len(KIND_NAMES):

@@ -74,6 +74,8 @@ class Server:
             max_batch=config.max_batch,
             max_delay_s=config.max_delay_ms / 1000,
             queue_limit=config.queue_limit,
+            bulk_share=config.bulk_share,
+            bulk_wait_s=config.bulk_wait_s,
             max_pixels=config.max_pixels,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
         )

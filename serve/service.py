@@ -17,7 +17,14 @@ from serve.interceptors import model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
-from serve.requests import MAX_PAGE_TOKEN, check_request, image_from_message, page_size, request_from_message
+from serve.requests import (
+    MAX_PAGE_TOKEN,
+    PRIORITY_NAMES,
+    check_request,
+    image_from_message,
+    page_size,
+    request_from_message,
+)
 from serve.settings import ServeConfig
 from weakseg.bundle import natural_order
 from weakseg.errors import InvalidRequestError
@@ -95,6 +102,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         """One image, counted and logged."""
         with counted(self._metrics, request.request_id, deadline) as outcome:
             check_request(request, self._config.max_pixels)
+            outcome.priority = PRIORITY_NAMES[request.priority]
             asked = request.model
             with self._models.use(asked.name, asked.version, request.request_id) as (entry, model):
                 outcome.model = (entry.name, entry.version)
@@ -105,7 +113,8 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     image_from_message(request.image),
                     request_from_message(request, model),
                     deadline,
-                    request.image.ignore_orientation,
+                    ignore_orientation=request.image.ignore_orientation,
+                    priority=outcome.priority,
                 )
                 encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
                 response = await self._pipeline.segment(job, encode)

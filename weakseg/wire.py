@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MaskEncoding = Literal["png", "rle", "raw", "polygon"]
 HeatmapEncoding = Literal["png", "f16", "f32"]
+Priority = Literal["interactive", "bulk"]
 
 _KINDS = dict(
     zip(OUTPUT_KINDS, (pb.OUTPUT_KIND_CAM, pb.OUTPUT_KIND_PSEUDO_MASK, pb.OUTPUT_KIND_SEGMENTATION), strict=True)
@@ -44,6 +45,7 @@ _REFINEMENTS = {
     "random_walk": pb.REFINEMENT_RANDOM_WALK,
     "random_walk_crf": pb.REFINEMENT_RANDOM_WALK_CRF,
 }
+_PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "bulk": pb.PRIORITY_BULK}
 _STAGES = ("queue", "decode", "infer", "postprocess", "encode")
 
 
@@ -56,6 +58,7 @@ class SegmentOptions(TypedDict, total=False):
     heatmap_max_side, heatmap_classes: of the CAMs; None = as the network gives them, of the present classes.
     quality: also say how sure the masks are of themselves, `Result.quality`.
     ignore_orientation: take the pixels as they are stored, whatever the EXIF orientation says.
+    priority: "bulk" gives way to "interactive", the default, on a server that is busy.
     mask_encoding: "png" is the smallest; all are lossless.
     heatmap_encoding: "f16" is within 5e-4, "png" within 2e-3 and smaller, "f32" exact.
     """
@@ -68,6 +71,7 @@ class SegmentOptions(TypedDict, total=False):
     heatmap_classes: Sequence[str] | None
     quality: bool
     ignore_orientation: bool
+    priority: Priority
     mask_encoding: MaskEncoding
     heatmap_encoding: HeatmapEncoding
 
@@ -166,6 +170,7 @@ def segment_request(
         image=image.message,
         outputs=[_spec(kind, info, options) for kind in _output_kinds(options.get("outputs"), info)],
         tags=None if tags is None else pb.Tags(class_ids=_class_ids(tags, info)),
+        priority=_choice("priority", options.get("priority", "interactive"), _PRIORITIES),
     )
 
 

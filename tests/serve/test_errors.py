@@ -89,6 +89,7 @@ INVALID = {
     "outputs[0].background_threshold": {"outputs": [pb.OutputSpec(kind=2, background_threshold=1.0)]},
     "outputs[0].background_alpha": {"outputs": [pb.OutputSpec(kind=2, background_alpha=float("nan"))]},
     "outputs[0].polygon_tolerance": {"outputs": [pb.OutputSpec(kind=3, polygon_tolerance=0.6)]},
+    "priority": {"priority": 77},
     "image": {"image": pb.Image()},
     "image.raw": {"image": pb.Image(raw=pb.RawImage(width=0, height=1))},
     "image.raw.rgb": {"image": pb.Image(raw=pb.RawImage(width=2, height=1, rgb=b"abc"))},

@@ -16,6 +16,8 @@ from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 LONG_S = 60.0
 NAMES = {
     "weakseg_requests",
+    "weakseg_priority_requests",
+    "weakseg_queue_duration_seconds",
     "weakseg_request_duration_seconds",
     "weakseg_stage_duration_seconds",
     "weakseg_batch_size",

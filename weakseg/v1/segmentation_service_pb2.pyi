@@ -146,6 +146,34 @@ REFINEMENT_RANDOM_WALK_CRF: Refinement.ValueType  # 4
 """Random walk, then dense CRF."""
 global___Refinement = Refinement
 
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Before all bulk requests that wait."""
+    PRIORITY_BULK: _Priority.ValueType  # 2
+    """After interactive requests, those included that come until it has waited for a time that the server sets; then it has
+    its turn. Where the server is busy it is the first to be refused (QUEUE_FULL).
+    """
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """Priority says whether somebody waits for the answer. It decides between requests that wait, never about one that runs."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Before all bulk requests that wait."""
+PRIORITY_BULK: Priority.ValueType  # 2
+"""After interactive requests, those included that come until it has waited for a time that the server sets; then it has
+its turn. Where the server is busy it is the first to be refused (QUEUE_FULL).
+"""
+global___Priority = Priority
+
 class _ModelState:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -358,8 +386,11 @@ class SegmentRequest(google.protobuf.message.Message):
     IMAGE_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
     TAGS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, returned as it came and written to the log; at most 128 characters."""
+    priority: global___Priority.ValueType
+    """Who goes first."""
     @property
     def model(self) -> global___ModelRef:
         """Which model answers."""
@@ -386,9 +417,10 @@ class SegmentRequest(google.protobuf.message.Message):
         image: global___Image | None = ...,
         outputs: collections.abc.Iterable[global___OutputSpec] | None = ...,
         tags: global___Tags | None = ...,
+        priority: global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["image", b"image", "model", b"model", "tags", b"tags"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image", b"image", "model", b"model", "outputs", b"outputs", "request_id", b"request_id", "tags", b"tags"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image", b"image", "model", b"model", "outputs", b"outputs", "priority", b"priority", "request_id", b"request_id", "tags", b"tags"]) -> None: ...
 
 global___SegmentRequest = SegmentRequest
 
