@@ -67,7 +67,8 @@ def main(target, image, out):
         answer = client.infer("toy", [tensor(files, "BYTES")], outputs=requested("cam"), parameters=halves)
         found["half/cam"] = answer.as_numpy("cam")
         options = {"threshold": 0.2, "refinement": "none", "tags": "red,green"}
-        answer = client.infer("toy", [tensor(files, "BYTES")], outputs=requested("pseudo_mask"), parameters=options)
+        asked = {"outputs": requested("pseudo_mask"), "parameters": options, "priority": 2}
+        answer = client.infer("toy", [tensor(files, "BYTES")], **asked)
         found["options/pseudo_mask"] = answer.as_numpy("pseudo_mask")
         batch = np.concatenate([files] * 3)
         answer = client.infer("toy", [tensor(batch, "BYTES")], outputs=requested("segmentation"), client_timeout=60)
