@@ -70,7 +70,7 @@ def _record(
     failure: BaseException | None,
 ) -> None:
     metrics.requests.labels(*outcome.model, code.name).inc(outcome.n_images)
-    metrics.priorities.labels(outcome.priority, code.name).inc(outcome.n_images)
+    metrics.priorities.labels(outcome.priority).inc(outcome.n_images)
     for _ in range(outcome.n_images):
         metrics.request_seconds.labels(*outcome.model).observe(seconds)
     if outcome.response_bytes is not None:

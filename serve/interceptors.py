@@ -236,7 +236,8 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         finally:
             self._leave(service)
             self._metrics.grpc_handled.labels(*labels, code.name).inc()
-            self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
+            if service in SERVICES:  # how long somebody watched the health is no news
+                self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
 
     def _enter(self, service: str) -> None:
         if service in SERVICES:

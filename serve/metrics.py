@@ -1,6 +1,7 @@
 """Every metric of the server, in a registry of its own, and the HTTP port that shows them.
 
-Label values come from closed sets: served models, status codes, stages, methods of our services.
+Label values come from closed sets: served models, status codes, stages, methods of our services. One model has at most
+500 series, whatever was asked for and however it ended.
 """
 
 from __future__ import annotations
@@ -9,26 +10,33 @@ import json
 import logging
 import socketserver
 import threading
+from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
+    Summary,
+    disable_created_metrics,
 )
+from prometheus_client.exposition import choose_encoder
 
 from weakseg.errors import ConfigError
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+CALL_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10)  # coarser: there is one per method
 BYTES = tuple(float(4**k) for k in range(5, 14))  # 1 KiB to 64 MiB
 BATCH = (1, 2, 4, 8, 16, 32, 64)
+KEPT_VERSIONS = 4  # that are no longer served, whose counters a scrape still finds
+
+# Process-wide, as prometheus_client has it: else every counter and histogram is one series more, its time of birth.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 log = logging.getLogger("serve.metrics")
 
@@ -43,15 +51,22 @@ class Metrics:
         model = ("model", "version")
         self.requests = self._counter("weakseg_requests_total", "Images asked for, by outcome", (*model, "code"))
         self.priorities = self._counter(
-            "weakseg_priority_requests_total", "Images asked for, by priority and outcome", ("priority", "code")
+            "weakseg_priority_requests_total", "Images asked for, by priority", ("priority",)
         )
-        self.request_seconds = self._seconds("weakseg_request_duration_seconds", "One image, in to out", model)
-        self.stage_seconds = self._seconds("weakseg_stage_duration_seconds", "Parts of a request", ("stage",))
+        self.request_seconds = self._histogram(
+            "weakseg_request_duration_seconds", "One image, in to out", SECONDS, model
+        )
+        self.stage_seconds = self._histogram(
+            "weakseg_stage_duration_seconds", "Parts of a request", SECONDS, ("stage",)
+        )
         self.batch_size = self._histogram("weakseg_batch_size", "Images per execution of a graph", BATCH, model)
         self.images = self._counter("weakseg_images_total", "Images that went through a graph", model)
         self.executions = self._counter("weakseg_executions_total", "Executions of a graph", model)
-        self.queue_seconds = self._seconds(
-            "weakseg_queue_duration_seconds", "Waiting for a batch and for the model, of one image", ("priority",)
+        self.queue_seconds = Summary(  # the stages have buckets of all images together
+            "weakseg_queue_duration_seconds",
+            "Waiting for a batch and for the model, of one image",
+            ("priority",),
+            registry=self.registry,
         )
         self.queue_depth = self._gauge("weakseg_queue_depth", "Images that wait for a graph")
         self.queue_limit = self._gauge("weakseg_queue_limit", "Requests in the server beyond which one is refused")
@@ -65,16 +80,39 @@ class Metrics:
         method = ("grpc_type", "grpc_service", "grpc_method")
         self.grpc_started = self._counter("grpc_server_started_total", "Calls begun", method)
         self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
-        self.grpc_seconds = self._seconds("grpc_server_handling_seconds", "Calls, begin to end", method)
+        self.grpc_seconds = self._histogram("grpc_server_handling_seconds", "Calls, begin to end", CALL_SECONDS, method)
+        self._gone: deque[tuple[str, str]] = deque()  # versions that are no longer served, the latest last
 
-    def forget_model(self, name: str, version: str) -> None:
-        """Drop what says how a version is; counters stay, as long as it is served."""
+    def forget_state(self, name: str, version: str) -> None:
+        """Drop what says how a version is; what it has done stays."""
         for gauge in (self.model_state, self.model_load_seconds, self.model_info):
             gauge.remove_by_labels({"model": name, "version": version})
 
-    def text(self) -> bytes:
-        """The exposition format, as a scrape reads it."""
-        return generate_latest(self.registry)
+    def forget_model(self, name: str, version: str) -> None:
+        """A version is no longer served: its state goes now, its counters once KEPT_VERSIONS others have gone, too.
+
+        Until then scrapes find their last values, and requests that it is still answering are counted.
+        """
+        self.forget_state(name, version)
+        self.keep_model(name, version)
+        self._gone.append((name, version))
+        if len(self._gone) > KEPT_VERSIONS:
+            oldest = dict(zip(("model", "version"), self._gone.popleft(), strict=True))
+            for counter in (self.requests, self.request_seconds, self.batch_size, self.images, self.executions):
+                counter.remove_by_labels(oldest)
+
+    def keep_model(self, name: str, version: str) -> None:
+        """A version is served, perhaps again."""
+        if (name, version) in self._gone:
+            self._gone.remove((name, version))
+
+    def text(self, accept: str = "") -> tuple[bytes, str]:
+        """What a scrape gets that accepts these media types, and which of them it is.
+
+        OpenMetrics, which has exemplars, where it is asked for; else Prometheus' own format.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -84,9 +122,6 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...]) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
-
-    def _seconds(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return self._histogram(name, text, SECONDS, labels)
 
 
 class MetricsServer:
@@ -130,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         if path == "/metrics":
-            self._answer(200, self.metrics.text(), CONTENT_TYPE_LATEST)
+            self._answer(200, *self.metrics.text(self.headers.get("Accept", "")))
         elif path == "/livez":
             self._answer(200, b"ok\n", "text/plain")
         elif path == "/readyz":

@@ -222,8 +222,11 @@ class Server:
 
     def _on_model_change(self, entry: Entry) -> None:
         labels = (entry.name, entry.version)
-        self.metrics.forget_model(*labels)
-        if entry.state is not ModelState.UNLOADING:
+        if entry.state is ModelState.UNLOADING:
+            self.metrics.forget_model(*labels)
+        else:
+            self.metrics.forget_state(*labels)
+            self.metrics.keep_model(*labels)
             for state in ModelState:
                 self.metrics.model_state.labels(*labels, state.name).set(entry.state is state)
         if entry.model is not None:

@@ -1,15 +1,23 @@
 """Metrics as a scrape sees them, and the HTTP port that shows them."""
 
+import itertools
 import json
 import urllib.error
 import urllib.request
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as families_of_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.metrics import Metrics, MetricsServer
-from weakseg.errors import ConfigError
+from serve.inference import grpc_inference_service_pb2 as oip
+from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
+from serve.interceptors import TABLE
+from serve.metrics import KEPT_VERSIONS, Metrics, MetricsServer
+from serve.repository import BundleFolder
+from serve.requests import PRIORITY_NAMES
+from weakseg.errors import ConfigError, ServiceError, WeaksegError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -40,27 +48,28 @@ NAMES = {
 }
 
 
-def get(url):
+def get(url, **headers):
     try:
-        with urllib.request.urlopen(url, timeout=LONG_S) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=LONG_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
 
 
+def code_of(method, message, **options):
+    """Status code of a unary call."""
+    try:
+        method(message, timeout=LONG_S, **options)
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
+
+
 def segment(running, *images):
-    """Status codes of unary calls."""
-    codes = []
     with grpc.insecure_channel(running.target) as channel:
         stub = pb_grpc.SegmentationServiceStub(channel)
-        for data in images:
-            try:
-                stub.Segment(request(data), timeout=LONG_S)
-                codes.append("OK")
-            except grpc.RpcError as error:
-                codes.append(error.code().name)
-    return codes
+        return [code_of(stub.Segment, request(data)) for data in images]
 
 
 def request(data):
@@ -94,7 +103,136 @@ def test_a_scrape_has_every_name_and_the_counts_of_the_client(serving, colours, 
         assert samples["weakseg_stage_duration_seconds_count", stage] == 2
     assert samples["weakseg_model_state", "1", "READY", "toy"] == 1
     assert samples["weakseg_model_state", "1", "LOADING", "toy"] == 0
-    assert len(samples) < 500
+
+
+def test_counts_are_those_of_clients_of_both_services_denied_ones_too(serving, colours, png, tmp_path):
+    (tmp_path / "tokens.toml").write_text(
+        '[me]\ntoken = "a token that is mine"\n[other]\ntoken = "a token of another"\nallow = ["models"]'
+    )
+    running = serving(tokens=tmp_path / "tokens.toml")
+    me, other = ((("authorization", f"Bearer {token}"),) for token in ("a token that is mine", "a token of another"))
+    file, broken = (
+        oip.ModelInferRequest(
+            inputs=[oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[2])],
+            raw_input_contents=[2 * (len(data).to_bytes(4, "little") + data)],
+        )
+        for data in (png(colours), b"no image")
+    )
+    with grpc.insecure_channel(running.target) as channel:
+        ours, theirs = pb_grpc.SegmentationServiceStub(channel), oip_grpc.GRPCInferenceServiceStub(channel)
+        counts = {
+            ("Segment", code_of(ours.Segment, request(png(colours)), metadata=me)): 1,
+            ("Segment", code_of(ours.Segment, request(png(colours)))): 1,
+            ("Segment", code_of(ours.Segment, request(png(colours)), metadata=other)): 1,
+            ("ModelInfer", code_of(theirs.ModelInfer, file, metadata=me)): 1,
+            ("ModelInfer", code_of(theirs.ModelInfer, broken, metadata=me)): 1,
+            ("ModelInfer", code_of(theirs.ModelInfer, file)): 1,
+            ("ServerLive", code_of(theirs.ServerLive, oip.ServerLiveRequest())): 1,
+        }
+    running.until(lambda: running.server._edge.running == 0)
+    _, text = get(f"{running.metrics_url}/metrics")
+    handled = {
+        (sample.labels["grpc_method"], sample.labels["grpc_code"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "grpc_server_handled_total"
+    }
+    assert handled == counts and len(counts) == 7
+    images = {code: running.sample("weakseg_requests_total", model="toy", version="1", code=code) for _, code in counts}
+    assert images == {"OK": 3, "INVALID_ARGUMENT": 2, "UNAUTHENTICATED": 0, "PERMISSION_DENIED": 0}
+    assert running.sample("weakseg_rejected_total", reason="UNAUTHENTICATED") == 2
+    assert running.sample("weakseg_rejected_total", reason="PERMISSION_DENIED") == 1
+    assert running.sample("weakseg_rejected_total", reason="UNSUPPORTED_FORMAT") == 2
+
+
+def test_one_model_has_at_most_500_series_whatever_was_asked_and_however_it_ended(serving, colours, png):
+    running = serving(reflection=True)
+    assert segment(running, png(colours), b"no image") == ["OK", "INVALID_ARGUMENT"]
+    metrics = running.server.metrics
+    codes = {row.code.name for row in TABLE.values()} | {"OK", "CANCELLED", "INTERNAL", "UNKNOWN"}
+    services = [
+        pb.DESCRIPTOR.services_by_name["SegmentationService"],
+        oip.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+        health_pb2.DESCRIPTOR.services_by_name["Health"],
+    ]
+    methods = [
+        ("unary_unary", method.containing_service.full_name, method.name) for s in services for method in s.methods
+    ]
+    methods.append(("stream_stream", "grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo"))
+    assert len(methods) >= 13
+    for method, code in itertools.product(methods, codes):
+        metrics.grpc_started.labels(*method).inc()
+        metrics.grpc_handled.labels(*method, code).inc()
+        if method[1] in {service.full_name for service in services[:2]}:
+            metrics.grpc_seconds.labels(*method).observe(1.0)
+    for model, code in itertools.product([("toy", "1"), ("", "")], codes):  # none, where it was refused before
+        metrics.requests.labels(*model, code).inc()
+        metrics.request_seconds.labels(*model).observe(1.0)
+    reasons = {kind.reason for kind in all_kinds(WeaksegError)} | {"CANCELLED", "INTERNAL"}
+    assert {kind.reason for kind in all_kinds(ServiceError)} <= reasons
+    for reason in reasons:
+        metrics.rejected.labels(reason).inc()
+    for priority in PRIORITY_NAMES.values():
+        metrics.priorities.labels(priority).inc()
+        metrics.queue_seconds.labels(priority).observe(1.0)
+    _, text = get(f"{running.metrics_url}/metrics")
+    n_series = sum(len(family.samples) for family in text_string_to_metric_families(text))
+    assert 400 < n_series <= 500
+
+
+def all_kinds(kind):
+    return {kind}.union(*map(all_kinds, kind.__subclasses__()))
+
+
+def test_versions_that_come_and_go_leave_a_bounded_number_of_series(serving, toy_bundle, png, colours):
+    served = ["1"]
+    running = serving(folders=lambda: [BundleFolder("toy", served[0], toy_bundle)])
+
+    def versions(metric):
+        return {sample.labels["version"] for family in metric.collect() for sample in family.samples}
+
+    metrics = running.server.metrics
+    for version in range(2, 52):
+        assert segment(running, png(colours)) == ["OK"]
+        served[0] = str(version)
+        running.call(running.server.models.reload())
+        for state in (metrics.model_state, metrics.model_load_seconds, metrics.model_info):
+            assert versions(state) == {str(version)}
+    kept = {str(51 - back) for back in range(1, KEPT_VERSIONS + 1)}
+    for counter in (
+        metrics.requests,
+        metrics.request_seconds,
+        metrics.batch_size,
+        metrics.images,
+        metrics.executions,
+    ):
+        assert versions(counter) == kept
+
+
+def test_the_counters_of_a_version_that_comes_back_go_on():
+    metrics = Metrics()
+    for version in ("1", *map(str, range(10, 13))):
+        metrics.requests.labels("toy", version, "OK").inc()
+        metrics.forget_model("toy", version)
+    metrics.keep_model("toy", "1")
+    for version in map(str, range(20, 30)):
+        metrics.forget_model("toy", version)
+    labels = {"model": "toy", "code": "OK"}
+    assert metrics.registry.get_sample_value("weakseg_requests_total", labels | {"version": "1"}) == 1
+    assert metrics.registry.get_sample_value("weakseg_requests_total", labels | {"version": "10"}) is None
+
+
+def test_openmetrics_where_it_is_asked_for(serving):
+    running = serving()
+    _, plain = get(f"{running.metrics_url}/metrics", Accept="text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    request = urllib.request.Request(f"{running.metrics_url}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=LONG_S) as answer:
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        modern = answer.read().decode()
+    assert modern.endswith("# EOF\n") and "# EOF" not in plain
+    names = {family.name for family in families_of_openmetrics(modern)}
+    assert names >= NAMES
 
 
 def test_streams_are_counted_by_image_and_by_call(serving, colours, png):

@@ -55,11 +55,7 @@ def test_interactive_requests_pass_those_of_a_bulk_stream_and_are_refused_last(b
     assert busy.runner.batches == [("segmentation", 1), ("classifier", 1), ("classifier", 1), ("segmentation", 1)]
     assert busy.server.pipeline.inflight == busy.server.pipeline.inflight_bulk == 0
     for priority in ("bulk", "interactive"):
-        counts = [
-            busy.sample("weakseg_priority_requests_total", priority=priority, code=code)
-            for code in ("OK", "RESOURCE_EXHAUSTED")
-        ]
-        assert counts == [2, 1]
+        assert busy.sample("weakseg_priority_requests_total", priority=priority) == 3
         assert busy.sample("weakseg_queue_duration_seconds_count", priority=priority) == 2
 
 
@@ -89,7 +85,7 @@ def test_a_bulk_batch_of_the_largest_size_is_always_admitted(serving, colours):
     )
     with grpc.insecure_channel(running.target) as channel:
         assert oip_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message).outputs
-    assert running.sample("weakseg_priority_requests_total", priority="bulk", code="OK") == 4
+    assert running.sample("weakseg_priority_requests_total", priority="bulk") == 4
 
 
 @pytest.mark.parametrize(
@@ -105,7 +101,7 @@ def test_priorities_of_the_open_inference_protocol_are_tritons(serving, colours,
     )
     with grpc.insecure_channel(running.target) as channel:
         assert oip_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message).outputs
-    assert running.sample("weakseg_priority_requests_total", priority=priority, code="OK") == 1
+    assert running.sample("weakseg_priority_requests_total", priority=priority) == 1
 
 
 def test_bulk_images_leave_the_pools_to_others(serving, colours):
