@@ -29,12 +29,17 @@ _Lane = tuple[Key, Priority]
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One execution, as told to `on_batch`. `error` is what it raised."""
+    """One execution, as told to `on_batch`. `error` is what it raised.
+
+    members: of each image what `submit` was told to tell, and when it came. started: on the clock of `time.monotonic`.
+    """
 
     key: Key
     size: int
     seconds: float
     error: Exception | None = None
+    started: float = 0.0
+    members: tuple[tuple[Any, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class _Item:
     run: Run
     deadline: float | None
     answer: asyncio.Future[BatchAnswer]
+    member: Any
     arrived: float = field(default_factory=monotonic)
 
 
@@ -120,8 +126,10 @@ class Batcher:
         key: Key,
         image: NDArray[np.uint8],
         run: Run,
+        *,
         deadline: float | None = None,
         priority: Priority = "interactive",
+        member: Any = None,
     ) -> BatchAnswer:
         """Run `image` with others of the same `key`.
 
@@ -131,6 +139,7 @@ class Batcher:
             run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
             deadline: on the clock of `time.monotonic`.
             priority: bulk gives way to interactive, as the class says.
+            member: for `BatchRecord.members`.
         Raises:
             QueueFullError: `limit` images wait already.
             DeadlineTooShortError: the deadline passed before a batch could start.
@@ -139,7 +148,7 @@ class Batcher:
             raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
         if self._depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
-        item = _Item(image, run, deadline, asyncio.get_running_loop().create_future())
+        item = _Item(image, run, deadline, asyncio.get_running_loop().create_future(), member)
         lane = (key, priority)
         self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
@@ -240,7 +249,8 @@ class Batcher:
             else:
                 item.answer.set_result(BatchAnswer(outputs[i], len(items), started - item.arrived, infer_s))
         if self._on_batch:
-            self._on_batch(BatchRecord(key, len(items), infer_s, error))
+            members = tuple((item.member, item.arrived) for item in items)
+            self._on_batch(BatchRecord(key, len(items), infer_s, error, started, members))
         self._free += 1
         self._wake.set()
 

@@ -38,10 +38,10 @@ class TextFormatter(logging.Formatter):
 
 
 def set_up(log_format: str, level: str) -> None:
-    """Send the logs of `serve` and `weakseg` to stderr in this format."""
+    """Send the logs of `serve` and `weakseg`, and of the exporter of traces, to stderr in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    for name in ("serve", "weakseg"):
+    for name in ("serve", "weakseg", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level.upper())

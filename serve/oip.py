@@ -21,16 +21,17 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import weakseg
-from serve.calls import Context, counted, deadline_of
+from serve.calls import Context, call_of, counted
 from serve.health import Health
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
+from serve.interceptors import INFERENCE_SERVICE
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.oip_requests import Options, check_sizes, options_from_request, outputs_of, with_model
@@ -42,6 +43,9 @@ from weakseg.errors import ModelNotFoundError, ResponseTooLargeError
 from weakseg.model import Decoded, Model
 from weakseg.result import Result
 
+if TYPE_CHECKING:  # an extra
+    from serve.tracing import Tracing
+
 _CAM_DTYPES: dict[str, Any] = {"FP32": np.float32, "FP16": np.float16}
 _STAGES = ("queue", "decode", "infer", "postprocess", "encode")
 
@@ -50,13 +54,20 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
     """The six methods. Errors leave them as exceptions; serve/interceptors.py makes status codes of them."""
 
     def __init__(
-        self, config: ServeConfig, models: Models, pipeline: Pipeline, metrics: Metrics, health: Health
+        self,
+        config: ServeConfig,
+        models: Models,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        health: Health,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
         self._models = models
         self._pipeline = pipeline
         self._metrics = metrics
         self._health = health
+        self._tracing = tracing
 
     async def ServerLive(self, request: oip.ServerLiveRequest, context: Context) -> oip.ServerLiveResponse:  # noqa: ARG002, N802
         return oip.ServerLiveResponse(live=True)
@@ -88,18 +99,16 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
             return self._describe(entry, model)
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:  # noqa: N802
-        deadline = deadline_of(context)
-        with counted(self._metrics, request.id, deadline) as outcome:
+        call = call_of(f"{INFERENCE_SERVICE}/ModelInfer", context)
+        with counted(self._metrics, call, request_id=request.id, tracing=self._tracing) as outcome:
             options = options_from_request(request)
             images = images_from_request(request, self._config.max_batch, self._config.max_pixels)
             outcome.n_images, outcome.priority = len(images), options.priority
             with self._models.use(request.model_name, request.model_version, request.id) as (entry, model):
                 outcome.model = (entry.name, entry.version)
                 options, asked = with_model(options, model)
-                jobs = [
-                    Job(entry.name, entry.version, model, image, asked, deadline, priority=options.priority)
-                    for image in images
-                ]
+                job = partial(Job, deadline=call.deadline, priority=options.priority, trace=outcome.trace)
+                jobs = [job(entry.name, entry.version, model, image, asked) for image in images]
 
                 def check(decoded: list[Decoded]) -> None:
                     check_sizes(decoded, options.outputs)

@@ -14,10 +14,10 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ from weakseg.model import Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
 from weakseg.result import Result
 
+if TYPE_CHECKING:  # an extra
+    from serve.tracing import Trace, Tracing
+
 T = TypeVar("T")
 U = TypeVar("U")
 Image: TypeAlias = "bytes | NDArray[np.uint8]"
@@ -62,9 +65,11 @@ class Job:
     model: Model
     image: Image | Callable[[], Image]
     request: Request
+    _: KW_ONLY
     deadline: float | None = None
     ignore_orientation: bool = False
     priority: Priority = "interactive"
+    trace: Trace | None = None
 
     def check_time(self) -> None:
         """Raises DeadlineTooShortError when nobody waits any more; a step that takes time asks before it starts."""
@@ -100,6 +105,7 @@ class Pipeline:
         bulk_wait_s: float,
         max_pixels: int,
         rate_limit: RateLimit,
+        tracing: Tracing | None = None,
     ) -> None:
         self.limit = queue_limit + max_batch
         self.bulk_limit = max(max_batch, int(bulk_share * self.limit))  # a request of a whole batch must get in
@@ -109,6 +115,7 @@ class Pipeline:
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
+        self._tracing = tracing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
         self._bulk_slots = {pool: asyncio.Semaphore(threads) for pool in (self._decoders, self._finishers)}
@@ -146,7 +153,7 @@ class Pipeline:
         """
         with self._admitted(1, job.priority):
             decoded = await self._in(self._decoders, job.priority, self._decode, job)
-            return await self._segment(job, decoded, partial(self._encode, encode))
+            return await self._segment(job, decoded, partial(self._encode, job, encode))
 
     async def segment_all(
         self, jobs: Sequence[Job], check: Callable[[list[Decoded]], None], encode: Callable[[list[Answer]], T]
@@ -163,9 +170,9 @@ class Pipeline:
             decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
             check(decoded)
             if len(jobs) == 1:  # encoded in the same thread
-                return await self._segment(jobs[0], decoded[0], lambda answer: self._encode(encode, [answer]))
+                return await self._segment(jobs[0], decoded[0], lambda answer: self._encode(jobs[0], encode, [answer]))
             answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, decoded, strict=True))
-            return await self._in(self._finishers, priority, self._encode, encode, answers)
+            return await self._in(self._finishers, priority, self._encode, jobs[0], encode, answers)
 
     @contextmanager
     def _admitted(self, n: int, priority: Priority) -> Iterator[None]:
@@ -197,17 +204,19 @@ class Pipeline:
         for graph in job.model.graphs_for(job.request):
             runs[graph] = await self._run(job, graph, decoded)
         for stage in ("queue_s", "infer_s"):
-            self._observe(stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
+            self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
         self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
         return await self._in(self._finishers, job.priority, self._answer, job, decoded, runs, then)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded, job.request)
         # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
-        key = (job.name, job.version, id(job.model), graph, outputs, decoded.prepared.shape)
+        key = (job.name, job.version, graph, id(job.model), outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
         try:
-            return await self._batcher.submit(key, decoded.prepared, run, job.deadline, job.priority)
+            return await self._batcher.submit(
+                key, decoded.prepared, run, deadline=job.deadline, priority=job.priority, member=job.trace
+            )
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
 
@@ -224,7 +233,7 @@ class Pipeline:
             formats=SERVICE_FORMATS,
             ignore_orientation=job.ignore_orientation,
         )
-        self._observe("decode", monotonic() - started)
+        self._end(job, "decode", started)
         return decoded
 
     def _answer(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], then: Callable[[Answer], T]) -> T:
@@ -240,15 +249,14 @@ class Pipeline:
             "queue": sum(run.queue_s for run in runs.values()),
             "decode": decoded.seconds,
             "infer": sum(run.infer_s for run in runs.values()),
-            "postprocess": monotonic() - started,
+            "postprocess": self._end(job, "postprocess", started),
         }
-        self._observe("postprocess", seconds["postprocess"])
         return Answer(result, seconds, min(run.batch_size for run in runs.values()))
 
-    def _encode(self, encode: Callable[[U], T], answered: U) -> T:
+    def _encode(self, job: Job, encode: Callable[[U], T], answered: U) -> T:
         started = monotonic()
         encoded = encode(answered)
-        self._observe("encode", monotonic() - started)
+        self._end(job, "encode", started)
         return encoded
 
     async def _in(self, pool: ThreadPoolExecutor, priority: Priority, function: Callable[..., T], *args: Any) -> T:
@@ -256,13 +264,26 @@ class Pipeline:
             return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     def _count_batch(self, record: BatchRecord) -> None:
-        name, version, *_ = record.key
+        name, version, graph, *_ = record.key
         self._metrics.executions.labels(name, version).inc()
         self._metrics.images.labels(name, version).inc(record.size)
         self._metrics.batch_size.labels(name, version).observe(record.size)
+        if self._tracing is not None:
+            about = {"weakseg.graph": graph, "weakseg.batch_size": record.size}
+            failed = record.error is not None
+            self._tracing.batch(record.members, record.started, record.seconds, failed=failed, attributes=about)
 
-    def _observe(self, stage: str, seconds: float) -> None:
-        self._metrics.stage_seconds.labels(stage).observe(seconds)
+    def _end(self, job: Job, stage: str, started: float) -> float:
+        """The seconds that a stage took, which ends now."""
+        seconds = monotonic() - started
+        self._observe(job, stage, seconds)
+        if job.trace is not None:
+            job.trace.stage(stage, started, seconds)
+        return seconds
+
+    def _observe(self, job: Job, stage: str, seconds: float) -> None:
+        exemplar = None if job.trace is None else job.trace.exemplar
+        self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
 
     def _set_inflight(self, n: int, n_bulk: int) -> None:
         self.inflight, self.inflight_bulk = n, n_bulk

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
@@ -42,6 +42,9 @@ from weakseg.model import Model
 from weakseg.preprocess import fitted_size
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
+if TYPE_CHECKING:  # an extra
+    from serve.tracing import Tracing
+
 LAG_EVERY_S = 0.5
 CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
 HOLD_S = 0.2  # within this time a caller that goes on calling has called again
@@ -67,6 +70,7 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self.metrics = Metrics()
+        self.tracing = open_tracing() if config.tracing else None
         self.threads = config.threads or usable_cpus()
         self.pipeline = Pipeline(
             self.metrics,
@@ -78,6 +82,7 @@ class Server:
             bulk_wait_s=config.bulk_wait_s,
             max_pixels=config.max_pixels,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
+            tracing=self.tracing,
         )
         self.models = Models(
             scan,
@@ -160,6 +165,8 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.models.close()
         await self.pipeline.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         if self._http is not None:
             self._http.close()
         log.info("stopped", extra={"fields": {"all_finished": idle}})
@@ -181,9 +188,9 @@ class Server:
                 *self._connection_age(),
             ],
         )
-        service = SegmentationService(self.config, self.models, self.pipeline, self.metrics)
+        service = SegmentationService(self.config, self.models, self.pipeline, self.metrics, self.tracing)
         pb_grpc.add_SegmentationServiceServicer_to_server(service, server)
-        inference = InferenceService(self.config, self.models, self.pipeline, self.metrics, self.health)
+        inference = InferenceService(self.config, self.models, self.pipeline, self.metrics, self.health, self.tracing)
         oip_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
         if self.config.reflection:
@@ -255,6 +262,15 @@ class Server:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def open_tracing() -> Tracing:
+    """Raises ConfigError without the extra `tracing`, or for an OTEL_* variable that asks for what is not there."""
+    try:
+        from serve.tracing import tracing_from_environment
+    except ImportError as error:
+        raise ConfigError(f"--tracing needs OpenTelemetry ({error}): pip install 'weakseg[tracing]'") from error
+    return tracing_from_environment()
 
 
 def loader(config: ServeConfig) -> Callable[[Path], Model]:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import timestamp_pb2
 
-from serve.calls import Context, counted, deadline_of
+from serve.calls import Call, Context, call_of, counted
 from serve.encode import KIND_NAMES, class_infos, response_from_answer
-from serve.interceptors import model_name, status_from_error
+from serve.interceptors import SERVICE, model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
@@ -31,30 +31,41 @@ from weakseg.errors import InvalidRequestError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
+if TYPE_CHECKING:  # an extra
+    from serve.tracing import Tracing
+
 
 class SegmentationService(pb_grpc.SegmentationServiceServicer):
     """The four methods. Errors leave them as exceptions; serve/interceptors.py makes status codes of them."""
 
-    def __init__(self, config: ServeConfig, models: Models, pipeline: Pipeline, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Models,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._config = config
         self._models = models
         self._pipeline = pipeline
         self._metrics = metrics
+        self._tracing = tracing
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:  # noqa: N802
-        return await self._segment(request, deadline_of(context))
+        return await self._segment(request, call_of(f"{SERVICE}/Segment", context))
 
     # A coroutine that writes, where the stubs expect a generator: so its tasks end before it does.
     async def SegmentStream(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.SegmentStreamRequest], context: Context
     ) -> None:
-        deadline = deadline_of(context)
+        call = call_of(f"{SERVICE}/SegmentStream", context)
         slots = asyncio.Semaphore(self._config.stream_in_flight)
         writing = asyncio.Lock()
 
         async def answer(request: pb.SegmentRequest) -> None:
             try:
-                response = await self._stream_response(request, deadline)
+                response = await self._stream_response(request, call)
                 # A client that is gone cannot be written to; gRPC is about to cancel this call.
                 async with writing:
                     with contextlib.suppress(grpc.aio.BaseError):
@@ -90,17 +101,17 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         token = f"{page[-1].name}/{page[-1].version}" if len(entries) > size else ""
         return pb.ListModelsResponse(models=map(self._describe, page), next_page_token=token)
 
-    async def _stream_response(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentStreamResponse:
+    async def _stream_response(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentStreamResponse:
         try:
-            response = await self._segment(request, deadline)
+            response = await self._segment(request, call)
         except Exception as error:  # the stream goes on: this one image failed
             status = status_from_error(error, model_name(request.model))
             return pb.SegmentStreamResponse(request_id=request.request_id, error=status)
         return pb.SegmentStreamResponse(request_id=request.request_id, response=response)
 
-    async def _segment(self, request: pb.SegmentRequest, deadline: float | None) -> pb.SegmentResponse:
-        """One image, counted and logged."""
-        with counted(self._metrics, request.request_id, deadline) as outcome:
+    async def _segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
+        """One image, counted, traced and logged."""
+        with counted(self._metrics, call, request_id=request.request_id, tracing=self._tracing) as outcome:
             check_request(request, self._config.max_pixels)
             outcome.priority = PRIORITY_NAMES[request.priority]
             asked = request.model
@@ -112,9 +123,10 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     model,
                     image_from_message(request.image),
                     request_from_message(request, model),
-                    deadline,
+                    deadline=call.deadline,
                     ignore_orientation=request.image.ignore_orientation,
                     priority=outcome.priority,
+                    trace=outcome.trace,
                 )
                 encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
                 response = await self._pipeline.segment(job, encode)

@@ -73,6 +73,7 @@ class ServeConfig(BaseModel):
     max_pixels: Positive = MAX_PIXELS  # an image with more is refused before it is decoded
     max_connection_age_s: NotNegative = 300.0  # then a client connects anew, maybe to another server; 0 = never
     reflection: bool = False  # let grpcurl and others list the services
+    tracing: bool = False  # send OpenTelemetry spans to where the OTEL_* variables say; extra `tracing`
     drain_delay_s: NotNegative = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
     drain_grace_s: NotNegative = 30.0  # how long requests in the server may then take to finish
     log_format: Literal["json", "text"] = "json"

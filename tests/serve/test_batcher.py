@@ -256,7 +256,7 @@ async def started(batcher, gate, *waiting, pause_s=0.0):
     await until(lambda: gate.sizes == [1])
     tasks = []
     for key, value, priority in waiting:
-        tasks.append(asyncio.create_task(batcher.submit(key, image(value), gate, None, priority)))
+        tasks.append(asyncio.create_task(batcher.submit(key, image(value), gate, priority=priority)))
         await until(lambda: batcher.depth == len(tasks))
         await asyncio.sleep(pause_s)
     gate.event.set()
@@ -283,7 +283,7 @@ def test_an_interactive_image_does_not_wait_for_others_while_a_bulk_batch_takes_
         gate.event.clear()
         busy = [asyncio.create_task(batcher.submit("busy", image(99), gate)) for _ in range(2)]
         await until(lambda: gate.sizes == [2])
-        tasks = [asyncio.create_task(batcher.submit(key, image(v), gate, None, p)) for key, v, p in waiting]
+        tasks = [asyncio.create_task(batcher.submit(key, image(v), gate, priority=p)) for key, v, p in waiting]
         await until(lambda: batcher.depth == 3)
         gate.event.set()
         await asyncio.gather(*busy, *tasks)
@@ -296,7 +296,7 @@ def test_a_bulk_image_has_its_turn_under_interactive_load_without_end():
     gate = Gate(is_open=True)
 
     async def test(batcher):
-        bulk = asyncio.create_task(batcher.submit("k", image(0), gate, None, "bulk"))
+        bulk = asyncio.create_task(batcher.submit("k", image(0), gate, priority="bulk"))
 
         async def load():
             while not bulk.done():
@@ -340,7 +340,7 @@ def test_every_image_is_answered_once_or_cancelled(
         deadlines = [monotonic() if i in expired else None for i in range(len(keys))]
         priorities = ["bulk" if i in bulk else "interactive" for i in range(len(keys))]
         tasks = [
-            asyncio.create_task(batcher.submit(key, image(i), gate, deadlines[i], priorities[i]))
+            asyncio.create_task(batcher.submit(key, image(i), gate, deadline=deadlines[i], priority=priorities[i]))
             for i, key in enumerate(keys)
         ]
         for _ in range(n_turns):

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import tomllib
@@ -232,3 +233,18 @@ async def test_a_bundle_without_the_signature_is_failed_and_says_why(toy_bundle,
         await server.stop(delay_s=0.0, grace_s=LONG_S)
     assert (ready.state, failed.state) == (ModelState.READY, ModelState.FAILED)
     assert "expected manifest.sig by a key in" in failed.failure
+
+
+def test_tracing_without_its_extra_is_a_clear_error(serving, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    for name in [name for name in sys.modules if name.startswith(("opentelemetry.", "serve.tracing"))]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match="--tracing needs OpenTelemetry.*weakseg\\[tracing\\]"):
+        serving(tracing=True)
+
+
+def test_without_tracing_nothing_of_it_is_imported():
+    code = (
+        "import sys, serve.commands, weakseg.client; print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
