@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any, TypedDict
@@ -97,6 +98,17 @@ def metadata(options: AccessOptions, target: str, *, encrypted: bool) -> Metadat
             f"plaintext_token=True where the network encrypts"
         )
     return (("authorization", f"Bearer {token}"),)
+
+
+def trace_metadata() -> Metadata:
+    """W3C trace context of the span that runs, in programs that use OpenTelemetry; the server's become its children."""
+    if "opentelemetry.trace" not in sys.modules:  # who has a span has imported it
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers)
+    return tuple(headers.items())
 
 
 def is_local(target: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Literal, Unpack, overload
 
 import grpc
 
-from weakseg.channel import AccessOptions, Patience, channel_options, credentials, metadata
+from weakseg.channel import AccessOptions, Patience, channel_options, credentials, metadata, trace_metadata
 from weakseg.client_state import KnownModel, OnError, StreamOrder
 from weakseg.errors import ModelNotFoundError, WeaksegError
 from weakseg.model import Source
@@ -143,7 +143,7 @@ class Client:
                 else:
                     yield request
 
-        call = self._stub.SegmentStream(requests(), metadata=self._metadata)
+        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
         try:
             for response in call:
                 order.settle(response, self._known, info)
@@ -187,9 +187,10 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        sent = (*self._metadata, *trace_metadata())
         while True:
             try:
-                return method(request, timeout=patience.left_s, metadata=self._metadata)
+                return method(request, timeout=patience.left_s, metadata=sent)
             except grpc.RpcError as error:
                 time.sleep(patience.wait_s(error_from_rpc(error, self.target), error))
 
@@ -271,7 +272,7 @@ class AsyncClient:
                 else:
                     yield request
 
-        call = self._stub.SegmentStream(requests(), metadata=self._metadata)
+        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
         try:
             async for response in call:
                 await asyncio.to_thread(order.settle, response, self._known, info)
@@ -316,8 +317,9 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        sent = (*self._metadata, *trace_metadata())
         while True:
             try:
-                return await method(request, timeout=patience.left_s, metadata=self._metadata)
+                return await method(request, timeout=patience.left_s, metadata=sent)
             except grpc.RpcError as error:
                 await asyncio.sleep(patience.wait_s(error_from_rpc(error, self.target), error))

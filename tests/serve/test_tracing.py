@@ -11,8 +11,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
-from weakseg.client import Client
-from weakseg.errors import ConfigError
+from weakseg.client import AsyncClient, Client
+from weakseg.errors import ConfigError, ImageError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -22,7 +22,9 @@ TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, DROPPED = (f"00-{TRACE_ID}-{PARENT_ID}-{flags}" for flags in ("01", "00"))
 
 pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed: pip install 'weakseg[tracing]'")
+from opentelemetry import trace  # noqa: E402
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc  # noqa: E402
+from opentelemetry.sdk.trace import TracerProvider  # noqa: E402
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 from opentelemetry.trace import SpanKind, StatusCode  # noqa: E402
@@ -203,6 +205,22 @@ def test_a_damaged_header_begins_a_trace_of_its_own(traced, colours, png, tracep
     assert segment(made.running, request(png(colours)), traceparent) == "OK"
     (span,) = made.named(SEGMENT)
     assert span.parent is None
+
+
+async def test_the_clients_pass_the_span_that_runs_on(traced, colours, png):
+    made = traced()
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    with tracer.start_as_current_span("caller") as caller, Client(made.running.target) as client:
+        client.segment(png(colours))
+        with pytest.raises(ImageError):
+            client.segment(png(colours)[:60])
+        assert len(list(client.segment_many([png(colours)]))) == 1
+        async with AsyncClient(made.running.target) as asking:
+            await asking.segment(png(colours))
+    spans = [span for span in made.spans if span.kind is SpanKind.SERVER]
+    assert len(spans) == 4
+    assert {span.parent.span_id for span in spans} == {caller.get_span_context().span_id}
+    assert trace.get_current_span().get_span_context().is_valid is False
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
