@@ -172,6 +172,7 @@ def make_manifest(
     """Everything that the run knows about its model; `files` is filled in when the bundle is written."""
     scores = training_scores(train, folder)
     tags = np.stack([sample.tag_vector(len(train.classes)) for sample in train])
+    presence = presence_threshold(scores, tags)
     outputs: tuple[OutputKind, ...] = ("cam", "pseudo_mask")
     return Manifest(
         name=recipe.export.name,
@@ -189,7 +190,7 @@ def make_manifest(
             )
             for name, graph in graphs.items()
         },
-        presence=presence_threshold(scores, tags),
+        presence=presence,
         background=Threshold.from_dict(read_json(folder / "pseudo_label" / "threshold.json")),
         pseudo_label=recipe.pseudo_label,
         walk=None if recipe.affinity is None else recipe.affinity.walk,
@@ -198,7 +199,7 @@ def make_manifest(
         provenance=Provenance(__version__, torch.__version__, git_commit(), recipe.name, recipe.seed),
         licences=Licences(recipe.export.data_licence, recipe.export.weights_licence),
         metrics=tuple(_without_curve(record) for record in read_evaluations(folder)),
-        training=training_statistics(train, scores, progress),
+        training=training_statistics(train, scores, presence, progress),
     )
 
 

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from weakseg.cam_file import read_cam
 from weakseg.datasets import Dataset
+from weakseg.drift import N_TENTHS, brightness, tenths
 from weakseg.image import read_image
 from weakseg.manifest import TrainingStatistics
 from weakseg.progress import Progress
 from weakseg.run_folder import cam_path
 
 MAX_IMAGES = 200  # decoded for the brightness, evenly spaced over the set
-_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
 def training_scores(dataset: Dataset, folder: Path) -> NDArray[np.float32]:
@@ -23,27 +23,31 @@ def training_scores(dataset: Dataset, folder: Path) -> NDArray[np.float32]:
     return np.stack([read_cam(cam_path(folder, dataset.split, sample.id)).scores for sample in dataset])
 
 
-def training_statistics(dataset: Dataset, scores: NDArray[np.float32], progress: Progress) -> TrainingStatistics:
+def training_statistics(
+    dataset: Dataset, scores: NDArray[np.float32], presence: float, progress: Progress
+) -> TrainingStatistics:
     """Statistics of a training split.
 
     Args:
         scores: (N, C) from `training_scores`.
+        presence: from `presence_threshold`.
     """
     tags = np.stack([sample.tag_vector(len(dataset.classes)) for sample in dataset])
     step = max(1, len(dataset) // MAX_IMAGES)
     chosen = dataset.samples[::step]
-    grey = [
-        float((read_image(sample.image) @ _GREY).mean()) / 255
-        for sample in progress.each(chosen, "statistics", total=len(chosen))
-    ]
+    grey = [brightness(read_image(sample.image)) for sample in progress.each(chosen, "statistics", total=len(chosen))]
     names = dataset.classes.names
     means = [round(float(scores[tags[:, c], c].mean()), 4) if tags[:, c].any() else None for c in range(len(names))]
+    present = (scores >= np.float32(presence)).mean(axis=0)
+    confidence = np.bincount(tenths(scores.max(axis=1)), minlength=N_TENTHS) / len(scores)
     return TrainingStatistics(
         n_images=len(dataset),
         class_frequency={name: round(float(tags[:, c].mean()), 4) for c, name in enumerate(names)},
         brightness_mean=round(float(np.mean(grey)), 4),
         brightness_std=round(float(np.std(grey)), 4),
         score_mean=dict(zip(names, means, strict=True)),
+        presence_frequency={name: round(float(present[c]), 4) for c, name in enumerate(names)},
+        confidence=tuple(round(float(share), 4) for share in confidence),
     )
 
 

@@ -18,8 +18,8 @@ from weakseg.recipe import PseudoLabelConfig, WalkConfig
 from weakseg.records import RecordError, from_json, to_json
 from weakseg.threshold import Threshold
 
-SCHEMA_VERSION = 2
-OLDEST_SCHEMA = 1  # lacks `variants`, `parity` and the output `labels`, nothing else
+SCHEMA_VERSION = 3  # 2 lacks `training.presence_frequency` and `training.confidence`, nothing else
+OLDEST_SCHEMA = 1  # also lacks `variants`, `parity` and the output `labels`
 INPUT = "images"
 
 OutputKind = Literal["cam", "pseudo_mask", "segmentation"]
@@ -77,6 +77,9 @@ class TrainingStatistics:
 
     class_frequency: share of images with each class. brightness_*: over the images' mean grey value in [0, 1].
     score_mean: mean score of each class over the images that have it; None where no score is known.
+    presence_frequency: share of images that each class is present in by its score, right or wrong: what a service can
+        count, too. Empty = not known.
+    confidence: shares of images whose highest score lies in each tenth of [0, 1]. Empty = not known.
     """
 
     n_images: int
@@ -84,6 +87,8 @@ class TrainingStatistics:
     brightness_mean: float
     brightness_std: float
     score_mean: dict[str, float | None] = field(default_factory=dict)
+    presence_frequency: dict[str, float] = field(default_factory=dict)
+    confidence: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

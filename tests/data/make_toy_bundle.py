@@ -1,4 +1,4 @@
-"""Write the toy bundle of schema version 2 beside this file: python tests/data/make_toy_bundle.py
+"""Write the toy bundle of schema version 3 beside this file: python tests/data/make_toy_bundle.py
 
 Three classes, red, green and blue; the graphs look at colours only, so what they must answer has a closed form:
 
@@ -9,7 +9,8 @@ Three classes, red, green and blue; the graphs look at colours only, so what the
     label = argmax of the logits, each cell's bilinearly brought to its 4 x 4 pixels
 
 bundles/toy/1 has the same graphs without labels. It was written by this script when the schema had version 1, and is
-the golden file of that: it stays as it is, as bundles_of_schema_2/toy/2 will when the schema moves on.
+the golden file of that: it stays as it is, as bundles_of_schema_2/toy/2 does. bundles_of_schema_3/toy/3 will when the
+schema moves on.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def segmentation(int8: bool) -> bytes:
 
 MANIFEST = Manifest(
     name="toy",
-    version="2",
+    version="3",
     classes=CLASSES.names,
     palette=palette_for(CLASSES),
     input=InputPolicy(max_side=64),
@@ -157,7 +158,15 @@ MANIFEST = Manifest(
         },
     ),
     parity=({"graph": "segmentation", "runtime": "onnxruntime", "precision": "int8", "logits": 0.01, "labels": 0.999},),
-    training=TrainingStatistics(1, {"red": 1.0, "green": 0.0, "blue": 0.0}, 0.5, 0.0, {"red": 0.9, "green": None}),
+    training=TrainingStatistics(
+        n_images=1000,
+        class_frequency={"red": 0.4, "green": 0.3, "blue": 0.3},
+        brightness_mean=0.4,
+        brightness_std=0.1,
+        score_mean={"red": 0.9, "green": 0.9, "blue": None},
+        presence_frequency={"red": 0.4, "green": 0.3, "blue": 0.3},
+        confidence=(0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.2, 0.2, 0.3),
+    ),
 )
 FILES = {
     "classifier.onnx": classifier(views=1),
@@ -168,7 +177,7 @@ FILES = {
 
 
 def main() -> None:
-    print(bundle.write(Path(__file__).parent / "bundles_of_schema_2", MANIFEST, FILES).folder)
+    print(bundle.write(Path(__file__).parent / "bundles_of_schema_3", MANIFEST, FILES).folder)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ def test_a_run_becomes_a_bundle(recipe, run_folder, networks, tmp_path, exported
     assert manifest.training.class_frequency == pytest.approx(dict.fromkeys(NAMES, 1 / 3), abs=1e-3)
     assert manifest.training.score_mean == pytest.approx(dict.fromkeys(NAMES, 0.9))
     assert manifest.training.brightness_mean == pytest.approx(50 / 255, abs=1e-3)
+    assert manifest.training.presence_frequency == pytest.approx(dict.fromkeys(NAMES, 1 / 3), abs=1e-3)
+    assert manifest.training.confidence == pytest.approx((*[0] * 8, 0, 1), abs=1e-3)
 
 
 def test_other_precisions_are_proven_and_load(recipe, run_folder, networks, tmp_path, exported):

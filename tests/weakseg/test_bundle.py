@@ -22,6 +22,7 @@ from weakseg.segmentation import labels_from_logits
 DATA = Path(__file__).parents[1] / "data"
 TOY = DATA / "bundles" / "toy" / "1"
 TOY_2 = DATA / "bundles_of_schema_2" / "toy" / "2"
+TOY_3 = DATA / "bundles_of_schema_3" / "toy" / "3"
 
 
 @pytest.fixture
@@ -68,6 +69,11 @@ def test_golden_bundle_of_schema_2(precision, colours):
         outputs = model.runner.run("segmentation", colours[None, :39, :53])
     assert outputs["labels"].dtype == np.uint8
     assert np.array_equal(outputs["labels"][0], labels_from_logits(outputs["logits"][0], 39, 53))
+
+
+def test_golden_bundle_of_schema_3():
+    assert open_bundle(TOY_3).manifest.training.presence_frequency == {"red": 0.4, "green": 0.3, "blue": 0.3}
+    assert open_bundle(TOY_2).manifest.training.presence_frequency == {}
 
 
 def test_a_precision_falls_back_to_fp32_graph_by_graph(toy):
@@ -265,7 +271,7 @@ def test_graph_of_another_kind():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=3), "expected schema_version 1 to 2, got 3: install a newer weakseg"),
+        (lambda m: m.update(schema_version=4), "expected schema_version 1 to 3, got 4: install a newer weakseg"),
         (lambda m: m.update(schema_version=0), "got 0: export the model again"),
         (lambda m: m.pop("schema_version"), "is this a model bundle"),
         (lambda m: m.update(schema_version=True), "is this a model bundle"),
