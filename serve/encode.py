@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from time import monotonic
 from typing import Any
 
@@ -12,6 +13,7 @@ from google.protobuf import duration_pb2
 from numpy.typing import NDArray
 from PIL import Image
 
+from serve.drift import Drift
 from serve.pipeline import Answer
 from weakseg.classes import ClassTable, ignore_value, mask_dtype
 from weakseg.errors import OutputUnsupportedError, ResponseTooLargeError
@@ -124,11 +126,30 @@ def heatmap_from_cam01(cam01: NDArray[np.float32], class_id: int, encoding: pb.H
     )
 
 
-def class_infos(classes: ClassTable, palette: NDArray[np.uint8]) -> Iterable[pb.ClassInfo]:
-    """Rows of the class table, background first."""
-    for value, name in enumerate(("background", *classes.names)):
-        red, green, blue = (int(channel) for channel in palette[value])
-        yield pb.ClassInfo(id=value, name=name, rgb=red << 16 | green << 8 | blue)
+@lru_cache(maxsize=64)  # of a thousand classes they take 2 ms of the event loop
+def class_infos(names: tuple[str, ...], palette: tuple[tuple[int, int, int], ...]) -> Sequence[pb.ClassInfo]:
+    """Rows of the class table, background first; `palette` is the manifest's."""
+    return [
+        pb.ClassInfo(id=value, name=name, rgb=red << 16 | green << 8 | blue)
+        for value, (name, (red, green, blue)) in enumerate(zip(("background", *names), palette, strict=True))
+    ]
+
+
+def drift_message(drift: Drift) -> pb.Drift:
+    return pb.Drift(
+        n_images=drift.n_images,
+        signals=[pb.DriftSignal(name=name, score=score) for name, score in drift.scores.items()],
+        classes=[
+            pb.ClassDrift(
+                class_id=c + 1,
+                label=row.name,
+                training_share=row.training,
+                served_share=row.served,
+                score=row.score,
+            )
+            for c, row in enumerate(drift.classes)
+        ],
+    )
 
 
 def duration_from_seconds(seconds: float) -> duration_pb2.Duration:

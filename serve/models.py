@@ -88,7 +88,8 @@ class Entry:
 
     @property
     def model(self) -> Model | None:
-        return None if self.loaded is None else self.loaded.model
+        loaded = self.loaded  # once: other threads ask, too
+        return None if loaded is None else loaded.model
 
 
 class Models:
@@ -149,8 +150,9 @@ class Models:
         return not self._reloading.locked() and all(e.state is not ModelState.LOADING for e in self._entries.values())
 
     def entries(self) -> list[Entry]:
-        """By name, then version."""
-        return [self._entries[key] for key in sorted(self._entries, key=_order)]
+        """By name, then version. May be called in any thread."""
+        entries = self._entries.copy()  # in one step: none comes or goes in between
+        return [entries[key] for key in sorted(entries, key=_order)]
 
     def labels_of(self, entry: Entry) -> list[str]:
         labels = self._labels.get(entry.name)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from serve.access import CLIENT
 from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
+from serve.drift import Windows
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
 from weakseg.errors import (
@@ -112,6 +113,7 @@ class Pipeline:
         self.inflight = 0
         self.inflight_bulk = 0
         self.draining = False
+        self.windows = Windows()
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
@@ -245,6 +247,9 @@ class Pipeline:
     def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
         started = monotonic()
         result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()})
+        window = self.windows.of(job.model)
+        if window is not None:
+            window.add(decoded.prepared, result.scores)
         seconds = {
             "queue": sum(run.queue_s for run in runs.values()),
             "decode": decoded.seconds,

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
 from serve.access import Access
+from serve.drift import DriftGauge, Window
 from serve.health import Health
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from serve.interceptors import SERVICES, Edge
@@ -92,6 +93,7 @@ class Server:
             policy=config.load_policy,
             keep=config.keep_versions,
         )
+        self.metrics.registry.register(DriftGauge(self._windows))
         self.health = Health(self.models)
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._certificates = None if config.tls is None else Certificates(config.tls)
@@ -226,6 +228,13 @@ class Server:
         models = {f"{entry.name}/{entry.version}": entry.state.name for entry in self.models.entries()}
         draining = self.health.draining
         return self.models.ready and not draining, {"draining": draining, "models": models}
+
+    def _windows(self) -> Iterator[tuple[str, str, Window | None]]:
+        """For a scrape, from another thread: reads only."""
+        for entry in self.models.entries():
+            model = entry.model
+            if model is not None:
+                yield entry.name, entry.version, self.pipeline.windows.of(model)
 
     def _on_model_change(self, entry: Entry) -> None:
         labels = (entry.name, entry.version)

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf import timestamp_pb2
 
 from serve.calls import Call, Context, call_of, counted
-from serve.encode import KIND_NAMES, class_infos, response_from_answer
+from serve.encode import KIND_NAMES, class_infos, drift_message, response_from_answer
 from serve.interceptors import SERVICE, model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
@@ -85,7 +85,12 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             raise unreadable
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
-        return pb.GetModelResponse(model=self._describe(self._models.get(request.model.name, request.model.version)))
+        entry = self._models.get(request.model.name, request.model.version)
+        message, model = self._describe(entry), entry.model
+        window = None if model is None else self._pipeline.windows.of(model)
+        if window is not None:
+            message.drift.CopyFrom(drift_message(await asyncio.to_thread(window.drift)))
+        return pb.GetModelResponse(model=message)
 
     async def ListModels(  # noqa: N802
         self,
@@ -153,7 +158,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             message.MergeFrom(
                 pb.Model(
                     sha256=entry.model.bundle.sha256,
-                    classes=class_infos(entry.model.classes, entry.model.palette),
+                    classes=class_infos(manifest.classes, manifest.palette),
                     output_kinds=[pb.OutputKind.ValueType(kinds[name]) for name in manifest.outputs],
                     execution_provider=entry.model.runner.provider,
                     loaded_at=loaded_at,

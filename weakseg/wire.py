@@ -78,7 +78,10 @@ class SegmentOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class ModelInfo:
-    """What a server says about a version of a model; see `Model` in the .proto for the fields."""
+    """What a server says about a version of a model; see `Model` in the .proto for the fields.
+
+    drift: score by signal of `Client.model()`; see `Drift` there.
+    """
 
     name: str
     version: str
@@ -94,6 +97,7 @@ class ModelInfo:
     max_message_bytes: int
     max_side: int
     presence: float
+    drift: Mapping[str, float]
 
     @property
     def id(self) -> str:
@@ -131,6 +135,7 @@ def info_from_message(message: pb.Model) -> ModelInfo:
         max_message_bytes=message.max_message_bytes,
         max_side=message.max_side,
         presence=message.presence_threshold,
+        drift={signal.name: signal.score for signal in message.drift.signals},
     )
 
 

@@ -131,7 +131,7 @@ def test_damaged_polygons_are_errors(polygon, message):
 
 def test_a_class_table_survives():
     palette = colour_table(palette_for(FEW))
-    info = info_from_message(pb.Model(classes=class_infos(FEW, palette), state=pb.MODEL_STATE_READY))
+    info = info_from_message(pb.Model(classes=class_infos(FEW.names, palette_for(FEW)), state=pb.MODEL_STATE_READY))
     assert (info.classes, info.state) == (FEW, "ready")
     np.testing.assert_array_equal(info.palette, palette)
 

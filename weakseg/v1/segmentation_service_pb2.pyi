@@ -988,6 +988,7 @@ class Model(google.protobuf.message.Message):
     PRESENCE_THRESHOLD_FIELD_NUMBER: builtins.int
     REFUSES_LARGER_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    DRIFT_FIELD_NUMBER: builtins.int
     state: global___ModelState.ValueType
     """Whether it answers."""
     sha256: builtins.str
@@ -1028,6 +1029,10 @@ class Model(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names of this version, such as "stable"; they may move to another one."""
 
+    @property
+    def drift(self) -> global___Drift:
+        """How far the latest images have moved from those of training. GetModel only; unset where the manifest has no statistics."""
+
     def __init__(
         self,
         *,
@@ -1046,11 +1051,102 @@ class Model(google.protobuf.message.Message):
         presence_threshold: builtins.float = ...,
         refuses_larger: builtins.bool = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
+        drift: global___Drift | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["loaded_at", b"loaded_at", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes", b"classes", "execution_provider", b"execution_provider", "failure", b"failure", "labels", b"labels", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["drift", b"drift", "loaded_at", b"loaded_at", "ref", b"ref"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "drift", b"drift", "execution_provider", b"execution_provider", "failure", b"failure", "labels", b"labels", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
 
 global___Model = Model
+
+@typing.final
+class Drift(google.protobuf.message.Message):
+    """Drift compares the latest images that a model answered with those that it was trained on. Scores are population stability
+    indices: 0 = the same, from 0.1 on a change, from 0.25 on a large one.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    N_IMAGES_FIELD_NUMBER: builtins.int
+    SIGNALS_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    n_images: builtins.int
+    """Images that are compared: the latest ones, at most 1000."""
+    @property
+    def signals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DriftSignal]:
+        """What was measured. Missing until 200 images were seen, or where the manifest does not have the statistics."""
+
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ClassDrift]:
+        """The signal "classes" class by class, by id; empty where it is missing."""
+
+    def __init__(
+        self,
+        *,
+        n_images: builtins.int = ...,
+        signals: collections.abc.Iterable[global___DriftSignal] | None = ...,
+        classes: collections.abc.Iterable[global___ClassDrift] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "n_images", b"n_images", "signals", b"signals"]) -> None: ...
+
+global___Drift = Drift
+
+@typing.final
+class DriftSignal(google.protobuf.message.Message):
+    """DriftSignal is one measure of drift."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"brightness"; of images that the classifier ran on also "confidence" (the highest score) and "classes" (how often each is
+    present by its score; the class that has changed most).
+    """
+    score: builtins.float
+    """Population stability index."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        score: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "score", b"score"]) -> None: ...
+
+global___DriftSignal = DriftSignal
+
+@typing.final
+class ClassDrift(google.protobuf.message.Message):
+    """ClassDrift says how often a class is present by its score."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASS_ID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    TRAINING_SHARE_FIELD_NUMBER: builtins.int
+    SERVED_SHARE_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    class_id: builtins.int
+    """Mask value of the class."""
+    label: builtins.str
+    """Name of the class."""
+    training_share: builtins.float
+    """Share of the training images, in [0, 1]."""
+    served_share: builtins.float
+    """Share of the latest images, in [0, 1]."""
+    score: builtins.float
+    """Population stability index."""
+    def __init__(
+        self,
+        *,
+        class_id: builtins.int = ...,
+        label: builtins.str = ...,
+        training_share: builtins.float = ...,
+        served_share: builtins.float = ...,
+        score: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_id", b"class_id", "label", b"label", "score", b"score", "served_share", b"served_share", "training_share", b"training_share"]) -> None: ...
+
+global___ClassDrift = ClassDrift
 
 @typing.final
 class GetModelRequest(google.protobuf.message.Message):
