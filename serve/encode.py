@@ -33,8 +33,10 @@ KIND_NAMES: dict[int, OutputKind] = {
 _RAW_DTYPES: dict[int, Any] = {pb.MASK_ENCODING_RAW_U8: np.uint8, pb.MASK_ENCODING_RAW_U16: np.dtype("<u2")}
 
 
-def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes: int) -> pb.SegmentResponse:
-    """The reply to a valid request.
+def response_from_answer(
+    answer: Answer, request: pb.SegmentRequest, limit_bytes: int
+) -> tuple[pb.SegmentResponse, int]:
+    """The reply to a valid request, and its size in bytes, which to ask for costs as much as to serialise it.
 
     Raises:
         ResponseTooLargeError: above `limit_bytes`.
@@ -62,7 +64,7 @@ def response_from_answer(answer: Answer, request: pb.SegmentRequest, limit_bytes
             f"expected a response of at most {limit_bytes} bytes, got {size}: ask for fewer classes, "
             "a smaller heatmap_max_side or a PNG encoding"
         )
-    return response
+    return response, size
 
 
 def check_mask_encoding(encoding: pb.MaskEncoding.ValueType, classes: ClassTable) -> None:

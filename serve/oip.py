@@ -117,8 +117,7 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
 
                 limit_bytes = self._config.max_message_bytes
                 encode = partial(response_from_answers, id_=request.id, options=options, limit_bytes=limit_bytes)
-                response = await self._pipeline.segment_all(jobs, check, encode)
-            outcome.response_bytes = response.ByteSize()
+                response, outcome.response_bytes = await self._pipeline.segment_all(jobs, check, encode)
             outcome.fields |= {"images": len(images), **_fields(response)}
         return response
 
@@ -153,8 +152,8 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
 
 def response_from_answers(
     answers: Sequence[Answer], *, id_: str, options: Options, limit_bytes: int
-) -> oip.ModelInferResponse:
-    """The reply to a batch; runs in a thread.
+) -> tuple[oip.ModelInferResponse, int]:
+    """The reply to a batch, and its size in bytes; runs in a thread.
 
     Times are those of the slowest image, `batch_size` the smallest that an image went through a network in.
 
@@ -182,8 +181,9 @@ def response_from_answers(
     seconds["encode"] = monotonic() - started
     for stage in _STAGES:
         response.parameters[f"{stage}_ms"].double_param = round(seconds[stage] * 1000, 3)
-    _check_size(response.ByteSize(), limit_bytes)  # typed elements may take two bytes each
-    return response
+    size = response.ByteSize()
+    _check_size(size, limit_bytes)  # typed elements may take two bytes each
+    return response, size
 
 
 def _array(name: str, result: Result, options: Options) -> NDArray[Any]:

@@ -154,8 +154,8 @@ class Pipeline:
             OutputUnsupportedError: the server lacks what an output needs.
         """
         with self._admitted(1, job.priority):
-            decoded = await self._in(self._decoders, job.priority, self._decode, job)
-            return await self._segment(job, decoded, partial(self._encode, job, encode))
+            held = [await self._in(self._decoders, job.priority, self._decode, job)]
+            return await self._segment(job, held, partial(self._encode, job, encode))
 
     async def segment_all(
         self, jobs: Sequence[Job], check: Callable[[list[Decoded]], None], encode: Callable[[list[Answer]], T]
@@ -172,8 +172,10 @@ class Pipeline:
             decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
             check(decoded)
             if len(jobs) == 1:  # encoded in the same thread
-                return await self._segment(jobs[0], decoded[0], lambda answer: self._encode(jobs[0], encode, [answer]))
-            answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, decoded, strict=True))
+                return await self._segment(jobs[0], decoded, lambda answer: self._encode(jobs[0], encode, [answer]))
+            held = [[image] for image in decoded]
+            del decoded
+            answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, held, strict=True))
             return await self._in(self._finishers, priority, self._encode, jobs[0], encode, answers)
 
     @contextmanager
@@ -201,14 +203,18 @@ class Pipeline:
         except ImageError as error:
             raise ImageError(f"image {i}: {error}", error.reason) from error
 
-    async def _segment(self, job: Job, decoded: Decoded, then: Callable[[Answer], T]) -> T:
+    async def _segment(self, job: Job, held: list[Decoded], then: Callable[[Answer], T]) -> T:
+        """held: the image, which is taken out of it: the thread that is done with its arrays gives them back.
+
+        To unmap megabytes takes milliseconds, which the event loop does not have.
+        """
         runs = {}
         for graph in job.model.graphs_for(job.request):
-            runs[graph] = await self._run(job, graph, decoded)
+            runs[graph] = await self._run(job, graph, held[0])
         for stage in ("queue_s", "infer_s"):
             self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
         self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
-        return await self._in(self._finishers, job.priority, self._answer, job, decoded, runs, then)
+        return await self._in(self._finishers, job.priority, self._answer, job, held, runs, then)
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded, job.request)
@@ -238,11 +244,15 @@ class Pipeline:
         self._end(job, "decode", started)
         return decoded
 
-    def _answer(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], then: Callable[[Answer], T]) -> T:
-        job.check_time()
-        answer = self._finish(job, decoded, runs)
-        job.check_time()
-        return then(answer)
+    def _answer(self, job: Job, held: list[Decoded], runs: dict[str, BatchAnswer], then: Callable[[Answer], T]) -> T:
+        try:
+            job.check_time()
+            answer = self._finish(job, held.pop(), runs)
+            job.check_time()
+            return then(answer)
+        finally:
+            held.clear()
+            runs.clear()
 
     def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
         started = monotonic()

@@ -99,10 +99,19 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
 
 
 def image_from_message(image: pb.Image) -> bytes | NDArray[np.uint8]:
-    """The encoded file, or (H, W, 3) uint8 over the message's own bytes."""
+    """The encoded file, or (H, W, 3) uint8. For a thread: the bytes of a message are copied each time they are read.
+
+    Raises:
+        InvalidRequestError: raw pixels that are not as many as they should be.
+    """
     if image.WhichOneof("source") == "encoded":
         return image.encoded
-    return np.frombuffer(image.raw.rgb, dtype=np.uint8).reshape(image.raw.height, image.raw.width, 3)
+    width, height, rgb = image.raw.width, image.raw.height, image.raw.rgb
+    if len(rgb) != width * height * 3:
+        raise InvalidRequestError(
+            f"expected {width} * {height} * 3 = {width * height * 3} bytes, got {len(rgb)}", "image.raw.rgb"
+        )
+    return np.frombuffer(rgb, dtype=np.uint8).reshape(height, width, 3)
 
 
 def page_size(request: pb.ListModelsRequest) -> int:
@@ -148,10 +157,6 @@ def _check_image(image: pb.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"expected at most {max_pixels} pixels, got {width}x{height}: scale the image down", "IMAGE_TOO_LARGE"
-        )
-    if len(image.raw.rgb) != width * height * 3:
-        raise InvalidRequestError(
-            f"expected {width} * {height} * 3 = {width * height * 3} bytes, got {len(image.raw.rgb)}", "image.raw.rgb"
         )
 
 

@@ -126,7 +126,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     entry.name,
                     entry.version,
                     model,
-                    image_from_message(request.image),
+                    partial(image_from_message, request.image),
                     request_from_message(request, model),
                     deadline=call.deadline,
                     ignore_orientation=request.image.ignore_orientation,
@@ -134,8 +134,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     trace=outcome.trace,
                 )
                 encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
-                response = await self._pipeline.segment(job, encode)
-            outcome.response_bytes = response.ByteSize()
+                response, outcome.response_bytes = await self._pipeline.segment(job, encode)
             outcome.fields = {"width": response.image_width, "height": response.image_height}
             outcome.fields |= _timing_fields(response.timing)
         return response

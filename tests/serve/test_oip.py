@@ -252,7 +252,7 @@ def test_above_254_classes_masks_are_16_bit():
     answers = [Answer(result, dict.fromkeys(("queue", "decode", "infer", "postprocess"), 0.0), batch_size=1)]
     for raw in (True, False):
         options = Options(("segmentation",), raw)
-        response = response_from_answers(answers, id_="", options=options, limit_bytes=10_000)
+        response, _ = response_from_answers(answers, id_="", options=options, limit_bytes=10_000)
         assert response.outputs[0].datatype == "UINT16"
         np.testing.assert_array_equal(arrays(response)["segmentation"], labels[None])
 
