@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.tls import stamp
+from serve.stamp import stamp
 from weakseg.errors import ConfigError, PermissionDeniedError, UnauthenticatedError
 
 OPEN_SERVICES = ("grpc.health.v1.Health",)

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from serve.repository import CANARY, STABLE, BundleFolder, Labels, find_labels, stamp, weight_bytes
+from serve.repository import CANARY, STABLE, BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
 from weakseg.bundle import natural_order
 from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError, WeaksegError
 from weakseg.memory import available_bytes
@@ -138,7 +138,7 @@ class Models:
         rotation, where it is noticed. From then on as long as every model has a version that can.
         """
         by_name: dict[str, list[bool]] = {}
-        for entry in self._entries.values():
+        for entry in list(self._entries.values()):  # at once: /readyz asks from another thread
             by_name.setdefault(entry.name, []).append(entry.loaded is not None)
         if not self._started:
             return all(all(answers) for answers in by_name.values())
@@ -265,7 +265,7 @@ class Models:
 
     async def _refresh(self, entry: Entry, folder: BundleFolder) -> None:
         """Load it if it is new, was moved, or has changed since it was last tried."""
-        now = await asyncio.to_thread(stamp, folder.path)
+        now = await asyncio.to_thread(bundle_stamp, folder.path)
         if entry.stamp == now and entry.folder == folder:
             return
         entry.stamp, entry.folder = now, folder

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.stamp import stamp
 from weakseg.bundle import find_version, read_manifest
 from weakseg.errors import ConfigError, WeaksegError
 from weakseg.manifest import manifest_from_bytes
@@ -95,16 +96,9 @@ def read_labels(path: Path) -> Labels:
     return Labels(values, float(percent))
 
 
-def stamp(folder: Path) -> tuple[Any, ...]:
+def bundle_stamp(folder: Path) -> tuple[Any, ...]:
     """Changes when any file of a bundle is written or replaced."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            status = path.stat()
-        except OSError:  # it went away between the listing and now
-            continue
-        found.append((str(path.relative_to(folder)), status.st_mtime_ns, status.st_size, status.st_ino))
-    return tuple(found)
+    return stamp(sorted(folder.rglob("*")))
 
 
 def weight_bytes(folder: Path) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from serve.stamp import stamp
 from weakseg.errors import ConfigError
 
 log = logging.getLogger("serve.tls")
@@ -59,18 +59,6 @@ class Certificates:
             return None
         log.info("certificates reloaded")
         return self._current
-
-
-def stamp(paths: Sequence[Path]) -> tuple[Any, ...]:
-    """Changes when a file is replaced or written, symbolic links (Kubernetes' way) followed; None = it is not there."""
-    found: list[Any] = []
-    for path in paths:
-        try:
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, status.st_ino))
-        except OSError:
-            found.append(None)
-    return tuple(found)
 
 
 def _read(files: TlsFiles) -> Any:

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from serve.repository import BundleFolder, Labels, find_bundles, find_labels, read_labels, stamp
+from serve.repository import BundleFolder, Labels, bundle_stamp, find_bundles, find_labels, read_labels
 from weakseg.errors import BundleError, ConfigError
 
 
@@ -65,12 +65,12 @@ def test_a_stamp_changes_with_any_file_and_with_nothing_else(tmp_path):
     (tmp_path / "engines").mkdir()
     file = tmp_path / "engines" / "a.plan"
     file.write_bytes(b"1")
-    first = stamp(tmp_path)
-    assert stamp(tmp_path) == first
+    first = bundle_stamp(tmp_path)
+    assert bundle_stamp(tmp_path) == first
     os.utime(file, ns=(1, 1))
-    second = stamp(tmp_path)
+    second = bundle_stamp(tmp_path)
     (tmp_path / "b.onnx").write_bytes(b"")
-    third = stamp(tmp_path)
+    third = bundle_stamp(tmp_path)
     assert len({first, second, third}) == 3
     (tmp_path / "b.onnx").unlink()
-    assert stamp(tmp_path) == second
+    assert bundle_stamp(tmp_path) == second
