@@ -15,11 +15,13 @@ from typing import Annotated
 
 import tyro
 
+from serve.access import Access
 from serve.allocator import return_large_blocks
 from serve.logs import set_up
 from serve.repository import BundleFolder, find_bundles
-from serve.server import Server, loader, serve
+from serve.server import Server, loader, open_tracing, serve
 from serve.settings import ServeConfig, read_config, telling, toml_from_config
+from serve.tls import Certificates
 from weakseg.bundle import MANIFEST
 from weakseg.errors import WeaksegError
 
@@ -63,7 +65,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:
-    """Load each bundle as a server would, then print what it would be told; 1 when one cannot be loaded."""
+    """Open what a server would, but its ports, then print what it would be told; 1 when a bundle cannot be loaded.
+
+    Raises:
+        ConfigError: certificates, tokens or tracing that cannot be used.
+    """
+    Access(config.tokens)
+    if config.tls is not None:
+        Certificates(config.tls)
+    if config.tracing:
+        open_tracing().close()
     failures = {}
     for folder in folders:
         try:

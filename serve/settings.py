@@ -33,6 +33,7 @@ SERVICE_ADDRESS = ("tcp://", "udp://", "sctp://")
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ServeConfig(BaseModel):
@@ -52,9 +53,7 @@ class ServeConfig(BaseModel):
     max_batch: Positive = 8  # images that go through a network together
     max_delay_ms: NotNegative = 2.0  # longest wait for a batch to fill
     queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
-    bulk_share: Annotated[float, Field(gt=0, le=1)] = (
-        0.5  # share of these that bulk requests may take, at least a batch
-    )
+    bulk_share: Share = 0.5  # of these, that bulk requests may take, at least a batch
     bulk_wait_s: NotNegative = 5.0  # bulk images give way to interactive ones that come up to so much later
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable

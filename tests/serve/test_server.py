@@ -180,6 +180,9 @@ def test_check_loads_the_bundles_prints_the_settings_and_opens_no_port(toy_bundl
     assert "segmentation.onnx" in capsys.readouterr().err
     assert main(["serve", "--check", "--bundle", str(toy_bundle), "--max-batch", "0"]) == 2
     assert "--max-batch must be at least 1" in capsys.readouterr().err
+    missing = ["--tokens", str(tmp_path / "none.toml"), "--host", "127.0.0.1"]
+    assert main(["serve", "--check", "--bundle", str(toy_bundle), *missing]) == 2
+    assert "expected a file of tokens" in capsys.readouterr().err
 
 
 def test_demo_serves_the_newest_bundle_and_makes_one_where_there_is_none(tmp_path, monkeypatch, capsys):
