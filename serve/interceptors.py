@@ -143,6 +143,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def __init__(self, metrics: Metrics, access: Access) -> None:
         self._metrics = metrics
         self._access = access
+        self._handlers: dict[tuple[str, str], Any] = {}  # by method and caller, of methods that there are
         self.running = 0
         self.refusals = asyncio.Event()  # clear: calls that a drain refuses wait for their answer
         self.refusals.set()
@@ -170,15 +171,19 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
-        path = handler_call_details.method
+        path = str(handler_call_details.method)
         try:
             caller = self._access.caller(path, _authorization(handler_call_details))
         except (errors.UnauthenticatedError, errors.PermissionDeniedError) as error:
             # As a stream: of these gRPC reads no message before it calls the handler, and this one reads none.
             return grpc.stream_stream_rpc_method_handler(self._wrap(self._refusal(error, path), kind, path, ""))
-        wrapped = self._wrap(getattr(handler, kind), kind, path, caller)
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(wrapped, deserializer(path, handler.request_deserializer), handler.response_serializer)
+        made = self._handlers.get((path, caller))
+        if made is None:  # once: of a call that asks for little it would be a tenth of the work
+            wrapped = self._wrap(getattr(handler, kind), kind, path, caller)
+            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            made = make(wrapped, deserializer(path, handler.request_deserializer), handler.response_serializer)
+            self._handlers[path, caller] = made
+        return made
 
     def _refusal(self, error: errors.ServiceError, path: str) -> Any:
         async def refuse(request: Any, context: Any) -> None:  # noqa: ARG001

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from serve.repository import CANARY, STABLE, BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
-from weakseg.bundle import natural_order
+from weakseg.bundle import Order, natural_order
 from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError, WeaksegError
 from weakseg.memory import available_bytes
 from weakseg.model import Model
@@ -337,7 +337,7 @@ def _key(folder: BundleFolder) -> Key:
     return folder.name, folder.version
 
 
-def _order(key: Key) -> tuple[str, list[tuple[int, int, str]]]:
+def _order(key: Key) -> tuple[str, Order]:
     return key[0], natural_order(key[1])
 
 

@@ -35,6 +35,9 @@ REFINEMENT_NAMES: dict[int, Refinement] = {
     pb.REFINEMENT_RANDOM_WALK: "random_walk",
     pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
 }
+MASK_ENCODINGS = frozenset(pb.MaskEncoding.values())
+HEATMAP_ENCODINGS = frozenset(pb.HeatmapEncoding.values())
+REFINEMENTS = frozenset(pb.Refinement.values())
 PRIORITY_NAMES: dict[int, Priority] = {
     pb.PRIORITY_UNSPECIFIED: "interactive",
     pb.PRIORITY_INTERACTIVE: "interactive",
@@ -126,12 +129,12 @@ def _check_output(spec: pb.OutputSpec, path: str, seen: set[int]) -> None:
     if spec.kind in seen:
         raise InvalidRequestError(f"{pb.OutputKind.Name(spec.kind)} is asked for twice", f"{path}.kind")
     seen.add(spec.kind)
-    for field, enum in (
-        ("mask_encoding", pb.MaskEncoding),
-        ("heatmap_encoding", pb.HeatmapEncoding),
-        ("refinement", pb.Refinement),
+    for field, known in (
+        ("mask_encoding", MASK_ENCODINGS),
+        ("heatmap_encoding", HEATMAP_ENCODINGS),
+        ("refinement", REFINEMENTS),
     ):
-        if getattr(spec, field) not in enum.values():
+        if getattr(spec, field) not in known:
             raise InvalidRequestError(f"{getattr(spec, field)} is no {field}", f"{path}.{field}")
     for field, (low, high) in RANGES.items():
         if spec.HasField(field) and not low <= getattr(spec, field) <= high:

@@ -26,7 +26,7 @@ from serve.requests import (
     request_from_message,
 )
 from serve.settings import ServeConfig
-from weakseg.bundle import natural_order
+from weakseg.bundle import Order, natural_order
 from weakseg.errors import InvalidRequestError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
@@ -169,7 +169,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         return message
 
 
-def _position(token: str) -> tuple[str, list[tuple[int, int, str]]]:
+def _position(token: str) -> tuple[str, Order]:
     name, slash, version = token.partition("/")
     if not slash or len(token) > MAX_PAGE_TOKEN:
         raise InvalidRequestError(f"expected the next_page_token of an earlier page, got {token!r}", "page_token")
