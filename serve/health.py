@@ -10,7 +10,12 @@
 
 from __future__ import annotations
 
-from grpc_health.v1 import health, health_pb2
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.interceptors import SERVICES
 from serve.models import Entry, Models
@@ -18,13 +23,17 @@ from serve.models import Entry, Models
 READY_SERVICES = ("", "readiness", *SERVICES)
 
 
-class Health:
-    """The servicer, and what it says. Starts as alive and not ready."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The service, and what it says. Belongs to one event loop.
+
+    grpcio's own servicer tells its watchers before it goes on: one that does not read would hold up every change of a
+    status, and the end of the server.
+    """
 
     def __init__(self, models: Models) -> None:
-        self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._models = models
-        self._known: set[str] = set()
+        self._statuses: dict[str, health_pb2.HealthCheckResponse.ServingStatus.ValueType] = {}
+        self._changed = asyncio.Event()  # of the latest statuses; set when there are newer ones
         self.draining = False
 
     @property
@@ -36,22 +45,41 @@ class Health:
         """Whether one model would answer a new request."""
         return entry.loaded is not None and not self.draining
 
-    async def update(self) -> None:
+    def update(self) -> None:
         """Say what is true now; called when a model changes its state."""
-        statuses = dict.fromkeys(READY_SERVICES, self.ready) | {"liveness": True}
+        serving = dict.fromkeys(READY_SERVICES, self.ready) | {"liveness": True}
         for entry in self._models.entries():
             is_ready = self.is_ready(entry)
-            statuses[f"{entry.name}/{entry.version}"] = is_ready
-            statuses[entry.name] = statuses.get(entry.name, False) or is_ready
-        gone = dict.fromkeys(self._known - statuses.keys(), False)  # versions that are not served any more
-        self._known = set(statuses)
-        for service, serving in (statuses | gone).items():
-            await self.servicer.set(service, _status(serving))
+            serving[f"{entry.name}/{entry.version}"] = is_ready
+            serving[entry.name] = serving.get(entry.name, False) or is_ready
+        gone = dict.fromkeys(self._statuses.keys() - serving.keys(), False)  # versions that are not served any more
+        self._statuses = {service: _status(is_serving) for service, is_serving in (serving | gone).items()}
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def drain(self) -> None:
         """From now on not ready, whatever the models do."""
         self.draining = True
-        await self.update()
+        self.update()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        if request.service not in self._statuses:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+
+    async def Watch(  # noqa: N802
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: Any,  # noqa: ARG002
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+                told = status
+            await changed.wait()
 
 
 def _status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:

@@ -116,7 +116,7 @@ class Server:
             self._http.close()
             raise
         self.pipeline.start()
-        await self.health.update()
+        self.health.update()
         await self._grpc.start()
         self._spawn(self._watch_models())
         self._spawn(self._warm_up())
@@ -194,7 +194,7 @@ class Server:
         pb_grpc.add_SegmentationServiceServicer_to_server(service, server)
         inference = InferenceService(self.config, self.models, self.pipeline, self.metrics, self.health, self.tracing)
         oip_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if self.config.reflection:
             from grpc_reflection.v1alpha import reflection
 
@@ -249,7 +249,7 @@ class Server:
             self.metrics.model_load_seconds.labels(*labels).set(entry.load_s)
             sha256, provider = entry.model.bundle.sha256, entry.model.runner.provider
             self.metrics.model_info.labels(*labels, sha256, provider, str(self.threads)).set(1)
-        self._spawn(self.health.update())
+        self.health.update()
 
     async def _watch_models(self) -> None:
         await self.models.load_all()

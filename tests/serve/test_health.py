@@ -1,5 +1,8 @@
 """grpc.health.v1 through loading, failure and drain."""
 
+import asyncio
+import socket
+import struct
 import threading
 
 import grpc
@@ -42,13 +45,11 @@ def test_alive_but_not_ready_while_a_model_loads(serving):
     assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 6
     may_load.set()
     running.call(running.server.wait_loaded())
-    running.call(running.server.health.update())
     assert check(running, *READY, "toy", "toy/1") == [SERVING] * 6
 
 
 def test_a_model_that_failed_keeps_the_server_out_of_rotation(serving, toy_bundle, tmp_path):
     running = serving(folders=[BundleFolder("good", "1", toy_bundle), BundleFolder("bad", "1", tmp_path)])
-    running.call(running.server.health.update())
     assert check(running, "good/1", "good", "bad/1", "bad") == [SERVING, SERVING, NOT_SERVING, NOT_SERVING]
     assert check(running, "liveness", *READY) == [SERVING] + [NOT_SERVING] * 4
 
@@ -67,3 +68,32 @@ def test_a_watcher_is_told(serving):
         running.call(running.server.health.drain())
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
+
+
+def test_a_watcher_that_does_not_read_holds_nothing_up(serving):
+    """It opens its streams with a flow-control window of 0: no answer can be written to it, ever."""
+    running = serving()
+    with socket.create_connection(("127.0.0.1", running.server.port)) as hostile:
+        hostile.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))
+        watch = health_pb2.HealthCheckRequest(service="readiness").SerializeToString()
+        hostile.sendall(frame(HEADERS, END_HEADERS, 1, headers("/grpc.health.v1.Health/Watch")))
+        hostile.sendall(frame(DATA, END_STREAM, 1, b"\0" + struct.pack(">I", len(watch)) + watch))
+        labels = {"grpc_type": "unary_stream", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Watch"}
+        running.until(lambda: running.sample("grpc_server_started_total", **labels) == 1)
+        running.call(asyncio.wait_for(running.server.health.drain(), LONG_S / 4))  # after LONG_S gRPC ends the watch
+        assert check(running, "readiness") == [NOT_SERVING]
+
+
+DATA, HEADERS, SETTINGS = 0, 1, 4  # RFC 9113, section 6
+END_STREAM, END_HEADERS = 1, 4
+
+
+def frame(kind, flags, stream, payload):
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def headers(path):
+    """HPACK's plainest form: each a literal without indexing, its name spelt out (RFC 7541, section 6.2.2)."""
+    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
+    pairs = (fields | {"content-type": "application/grpc"}).items()
+    return b"".join(b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair) for pair in pairs)
