@@ -56,6 +56,8 @@ TABLE: dict[type[errors.WeaksegError], Row] = {
     errors.ImageError: Row(grpc.StatusCode.INVALID_ARGUMENT, field="image"),
     errors.ModelNotFoundError: Row(grpc.StatusCode.NOT_FOUND, resource=True),
     errors.ModelFailedError: Row(grpc.StatusCode.FAILED_PRECONDITION, resource=True),
+    errors.ModelNeededError: Row(grpc.StatusCode.FAILED_PRECONDITION),
+    errors.FoldersUnreadableError: Row(grpc.StatusCode.FAILED_PRECONDITION),
     errors.OutputUnsupportedError: Row(grpc.StatusCode.FAILED_PRECONDITION),
     errors.ModelLoadingError: Row(grpc.StatusCode.UNAVAILABLE, retry_s=1.0),
     errors.DrainingError: Row(grpc.StatusCode.UNAVAILABLE, retry_s=0.5),

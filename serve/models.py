@@ -2,6 +2,7 @@
 
 `reload` looks at the folders again. A version that is new or changed is loaded; one that fails leaves what was there as
 it was; one that is gone goes when its last request is answered. A model that answers is never closed under a request.
+`load` and `unload` are the operator's word about one version, which holds over every later look at the folders.
 """
 
 from __future__ import annotations
@@ -12,22 +13,31 @@ import logging
 import random
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from serve.repository import CANARY, STABLE, BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
 from weakseg.bundle import Order, natural_order
-from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ModelNotFoundError, WeaksegError
+from weakseg.errors import (
+    ConfigError,
+    FoldersUnreadableError,
+    ModelFailedError,
+    ModelLoadingError,
+    ModelNeededError,
+    ModelNotFoundError,
+    WeaksegError,
+)
 from weakseg.memory import available_bytes
 from weakseg.model import Model
 
 LoadPolicy = Literal["swap", "stop_first"]
 Key = tuple[str, str]  # name and version
+T = TypeVar("T")
 
 # Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, the first image 50 MiB.
 MEMORY_FACTOR = 2
@@ -95,6 +105,9 @@ class Entry:
 class Models:
     """All versions of all models. Belongs to one event loop; loading runs in a thread, one model at a time.
 
+    Changes are made one after the other, each to its end even if its caller goes away: half of one would leave a
+    version that is LOADING for ever.
+
     Args:
         scan: the bundles that there should be.
         load: opens one.
@@ -123,7 +136,10 @@ class Models:
         self._keep = keep
         self._entries: dict[Key, Entry] = {}
         self._labels: Mapping[str, Labels] = {}
-        self._reloading = asyncio.Lock()
+        self._out: set[Key] = set()  # what the operator has unloaded: as if it lay in no folder
+        self._pinned: set[Key] = set()  # what the operator has loaded beyond `keep`
+        self._changing = asyncio.Lock()
+        self._task: asyncio.Task[Any] | None = None  # of the latest change
         self._started = False
         folders = scan()
         self._labels = find_labels(folders)
@@ -135,19 +151,20 @@ class Models:
         """Whether a load balancer may send requests.
 
         First when every model that the server started with can answer: one that failed keeps a new server out of
-        rotation, where it is noticed. From then on as long as every model has a version that can.
+        rotation, where it is noticed. From then on as long as every model that could answer has a version that can: one
+        that is being loaded for the first time, or cannot be, takes nothing from anybody.
         """
         by_name: dict[str, list[bool]] = {}
         for entry in list(self._entries.values()):  # at once: /readyz asks from another thread
-            by_name.setdefault(entry.name, []).append(entry.loaded is not None)
-        if not self._started:
-            return all(all(answers) for answers in by_name.values())
-        return bool(by_name) and all(any(answers) for answers in by_name.values())
+            if not self._started or entry.loaded_at is not None:
+                by_name.setdefault(entry.name, []).append(entry.loaded is not None)
+        enough = any if self._started else all
+        return bool(by_name) and all(enough(answers) for answers in by_name.values())
 
     @property
     def settled(self) -> bool:
         """Whether nothing is being loaded."""
-        return not self._reloading.locked() and all(e.state is not ModelState.LOADING for e in self._entries.values())
+        return not self._changing.locked() and all(e.state is not ModelState.LOADING for e in self._entries.values())
 
     def entries(self) -> list[Entry]:
         """By name, then version. May be called in any thread."""
@@ -158,30 +175,106 @@ class Models:
         labels = self._labels.get(entry.name)
         return sorted(label for label, version in labels.versions.items() if version == entry.version) if labels else []
 
+    def unloaded(self) -> list[Key]:
+        """Versions that the operator has taken out of service, by name and version."""
+        return sorted(self._out, key=_order)
+
     async def load_all(self) -> None:
         """Load what there is, one after the other; a model that cannot be loaded is FAILED and stops no other."""
         await self.reload()
-        self._started = self.ready
 
-    async def reload(self) -> None:
-        """Look at the folders again, and load, replace and drop what has changed in them."""
-        async with self._reloading:
-            try:
-                folders = await asyncio.to_thread(self._scan)
-                labels = await asyncio.to_thread(find_labels, folders)
-            except WeaksegError as error:
-                log.error("models not reloaded", extra={"fields": {"failure": str(error)}})
-                return
-            self._labels = labels
-            there = {_key(folder): folder for folder in folders}
-            wanted = {_key(folder) for folder in self._wanted(folders)}
-            if self._policy == "stop_first":
-                await self._unload_all(key for key in self._entries if key not in wanted)
-            for key in sorted(wanted, key=_order):
-                await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
-            for name in sorted({name for name, _ in (*wanted, *self._entries)}):
-                await self._replace(name, wanted, there)
-            self._started = self._started or self.ready
+    async def reload(self) -> str:
+        """Look at the folders again, and load, replace and drop what has changed in them.
+
+        Returns: why they could not be read, and nothing was changed; empty = they were.
+        """
+        try:
+            await self._alone(self._reload)
+        except FoldersUnreadableError as error:
+            log.error("models not reloaded", extra={"fields": {"failure": str(error)}})
+            return str(error)
+        return ""
+
+    async def load(self, name: str, version: str) -> Entry:
+        """Load a version that lies in the folders, and keep it from now on; one that answers, unchanged, stays.
+
+        Raises:
+            ModelNotFoundError: there is none such in the folders. FoldersUnreadableError
+            ModelFailedError: it cannot be loaded; what answered before still does.
+        """
+        entry = await self._alone(lambda: self._load_one((name, version)))
+        if entry.failure:
+            raise ModelFailedError(f"model {name}/{version} could not be loaded: {entry.failure}")
+        return entry
+
+    async def unload(self, name: str, version: str, *, force: bool) -> None:
+        """Take a version out of service until `load`; returns when its last request is answered.
+
+        Raises:
+            ModelNotFoundError
+            ModelNeededError: it has a label, or is the last one that answers, and no `force`.
+        """
+        await self._alone(lambda: self._unload_one((name, version), force=force))
+
+    async def _alone(self, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """A caller that goes away while it waits for its turn has changed nothing; after that the change goes on."""
+        await self._changing.acquire()
+        task = asyncio.create_task(change())
+        task.add_done_callback(self._changed)
+        self._task = task
+        await asyncio.wait([task])
+        return task.result()
+
+    def _changed(self, task: asyncio.Task[Any]) -> None:
+        self._changing.release()
+        if not task.cancelled():
+            task.exception()  # seen, even if its caller is gone
+
+    async def _reload(self) -> None:
+        folders = await _reading(self._scan)
+        self._labels = await _reading(find_labels, folders)
+        there = {_key(folder): folder for folder in folders if _key(folder) not in self._out}
+        wanted = {_key(folder) for folder in self._wanted(folders)}
+        if self._policy == "stop_first":
+            await self._unload_all(key for key in self._entries if key not in wanted)
+        for key in sorted(wanted, key=_order):
+            await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
+        for name in sorted({name for name, _ in (*wanted, *self._entries)}):
+            await self._replace(name, wanted, there)
+
+    async def _load_one(self, key: Key) -> Entry:
+        folders = await _reading(self._scan)
+        there = {_key(folder): folder for folder in folders}
+        if key not in there:
+            known = ", ".join("/".join(one) for one in sorted(there, key=_order))
+            raise ModelNotFoundError(f"no {'/'.join(key)} in the folders of models: there is {known}")
+        self._out.discard(key)
+        if key not in {_key(folder) for folder in self._wanted(folders)}:
+            self._pinned.add(key)
+        entry = self._entries.setdefault(key, Entry(there[key]))
+        if entry.failure:
+            entry.stamp = None  # try again, though nothing has changed
+        await self._refresh(entry, there[key])
+        return entry
+
+    async def _unload_one(self, key: Key, *, force: bool) -> None:
+        entry = self._entries.get(key)
+        if entry is None and key in self._out:
+            return
+        if entry is None:
+            known = ", ".join(f"{one.name}/{one.version}" for one in self.entries())
+            raise ModelNotFoundError(f"no {'/'.join(key)} in service: there is {known}")
+        labels = self.labels_of(entry)
+        if labels and not force:
+            raise ModelNeededError(f"{'/'.join(key)} is {', '.join(labels)}: move the label first, or use force")
+        others = [one for one in self._entries.values() if one.name == entry.name and one is not entry]
+        if entry.loaded is not None and not force and all(one.loaded is None for one in others):
+            raise ModelNeededError(
+                f"{'/'.join(key)} is the last version of {entry.name} that answers: load another first, or use force"
+            )
+        self._out.add(key)
+        self._pinned.discard(key)
+        await self._unload(self._entries.pop(key))
 
     async def _replace(self, name: str, wanted: Set[Key], there: Mapping[Key, BundleFolder]) -> None:
         """Versions that are not wanted go once wanted ones answer; where none of these can, what can stays."""
@@ -200,13 +293,15 @@ class Models:
             await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
 
     def _wanted(self, folders: Sequence[BundleFolder]) -> list[BundleFolder]:
-        newest_first = sorted(folders, key=lambda folder: _order(_key(folder)), reverse=True)
+        served = [folder for folder in folders if _key(folder) not in self._out]
+        newest_first = sorted(served, key=lambda folder: _order(_key(folder)), reverse=True)
         rank: Counter[str] = Counter()
         found = []
         for folder in newest_first:
             rank[folder.name] += 1
             labels = self._labels.get(folder.name, Labels({}))
-            if not self._keep or rank[folder.name] <= self._keep or folder.version in labels.versions.values():
+            newest = not self._keep or rank[folder.name] <= self._keep
+            if newest or folder.version in labels.versions.values() or _key(folder) in self._pinned:
                 found.append(folder)
         return found
 
@@ -259,13 +354,17 @@ class Models:
             yield entry, model
 
     async def close(self) -> None:
+        """Also what a change under way has loaded; that one is given up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         for entry in self._entries.values():
             if entry.loaded is not None:
                 await self._close_unused(entry.loaded)
 
     async def _refresh(self, entry: Entry, folder: BundleFolder) -> None:
         """Load it if it is new, was moved, or has changed since it was last tried."""
-        now = await asyncio.to_thread(bundle_stamp, folder.path)
+        now = await _reading(bundle_stamp, folder.path)
         if entry.stamp == now and entry.folder == folder:
             return
         entry.stamp, entry.folder = now, folder
@@ -319,7 +418,20 @@ class Models:
 
     def _change(self, entry: Entry, state: ModelState) -> None:
         entry.state = state
+        self._started = self._started or self.ready
         self._on_change(entry)
+
+
+async def _reading(read: Callable[..., T], *args: Any) -> T:
+    """What a look at the folders gives, in a thread.
+
+    Raises:
+        FoldersUnreadableError
+    """
+    try:
+        return await asyncio.to_thread(read, *args)
+    except (WeaksegError, OSError) as error:  # OSError: they change under us
+        raise FoldersUnreadableError(f"the folders of models cannot be read: {error}") from error
 
 
 def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:

@@ -18,6 +18,8 @@
         ├── ModelNotFoundError      MODEL_NOT_FOUND
         ├── ModelLoadingError       MODEL_LOADING
         ├── ModelFailedError        MODEL_FAILED
+        ├── ModelNeededError        MODEL_NEEDED
+        ├── FoldersUnreadableError  FOLDERS_UNREADABLE
         ├── OutputUnsupportedError  OUTPUT_UNSUPPORTED
         ├── QueueFullError          QUEUE_FULL
         ├── DeadlineTooShortError   DEADLINE_TOO_SHORT
@@ -123,6 +125,14 @@ class ModelLoadingError(ServiceError):
 
 class ModelFailedError(ServiceError):
     reason = "MODEL_FAILED"
+
+
+class ModelNeededError(ServiceError):
+    reason = "MODEL_NEEDED"
+
+
+class FoldersUnreadableError(ServiceError):
+    reason = "FOLDERS_UNREADABLE"
 
 
 class OutputUnsupportedError(ServiceError):

@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import random
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,16 @@ import pytest
 import serve.models
 from serve.models import Models, ModelState
 from serve.repository import BundleFolder
-from weakseg.errors import BundleError, ModelFailedError, ModelLoadingError, ModelNotFoundError
+from weakseg.errors import (
+    BundleError,
+    FoldersUnreadableError,
+    ModelFailedError,
+    ModelLoadingError,
+    ModelNeededError,
+    ModelNotFoundError,
+)
+
+LONG_S = 60.0
 
 
 class Opened:
@@ -275,3 +286,156 @@ async def test_a_version_with_a_label_is_kept(repository):
     await models.load_all()
     assert states(models) == {"toy/1": "READY", "toy/3": "READY"}
     assert models.get("toy", "").version == "1"
+
+
+async def test_what_is_unloaded_stays_out_until_it_is_loaded(repository):
+    made = repository("toy/1", "toy/2")
+    models = made.open()
+    await models.load_all()
+    old = models.get("toy", "2").model
+    await models.unload("toy", "2", force=False)
+    assert states(models) == {"toy/1": "READY"} and old.closed and models.unloaded() == [("toy", "2")]
+    made.put("toy/2", "better")
+    await models.reload()
+    await models.unload("toy", "2", force=False)
+    assert states(models) == {"toy/1": "READY"} and models.get("toy", "").version == "1"
+    loaded = await models.load("toy", "2")
+    assert loaded.model.content == "better" and models.get("toy", "").version == "2" and models.unloaded() == []
+
+
+async def test_a_version_that_requests_need_is_unloaded_by_force_only(repository):
+    made = repository("toy/1", "toy/2", "cat/1")
+    (made.root / "toy" / "labels.toml").write_text('stable = "1"\n')
+    models = made.open()
+    await models.load_all()
+    with pytest.raises(ModelNeededError, match="toy/1 is stable: move the label first"):
+        await models.unload("toy", "1", force=False)
+    with pytest.raises(ModelNeededError, match="cat/1 is the last version of cat that answers"):
+        await models.unload("cat", "1", force=False)
+    assert len(made.changes) == 6 and models.unloaded() == [], "nothing has changed"
+    await models.unload("toy", "1", force=True)
+    await models.unload("cat", "1", force=True)
+    assert states(models) == {"toy/2": "READY"} and models.ready
+    with pytest.raises(ModelNotFoundError):
+        models.get("toy", "")
+    with pytest.raises(ModelNotFoundError, match="no cat/2 in service: there is toy/2"):
+        await models.unload("cat", "2", force=True)
+    await models.unload("toy", "2", force=True)
+    assert states(models) == {} and not models.ready, "a server without models is not ready"
+
+
+async def test_a_version_that_failed_needs_no_force_and_a_server_without_it_is_ready(repository):
+    made = repository("toy/1")
+    made.put("toy/2", "damaged")
+    models = made.open()
+    await models.load_all()
+    assert not models.ready
+    await models.unload("toy", "2", force=False)
+    assert models.ready
+    made.put("cat/1", "damaged")
+    await models.reload()
+    assert models.ready, "it has started: a model that never answered takes nothing from anybody"
+
+
+async def test_loading_again_what_failed(repository):
+    made = repository("toy/1")
+    made.put("toy/2", "secret")
+    models = made.open()
+    await models.load_all()
+    opened = []
+    models._load = lambda path: opened.append(path) or Opened(path)
+    await models.reload()
+    assert opened == [], "the files are as they were"
+    with pytest.raises(ModelFailedError, match="toy/2 could not be loaded: internal error"):
+        await models.load("toy", "2")
+    await models.load("toy", "1")
+    assert len(opened) == 1, "what answers and is as it was stays"
+    old = models.get("toy", "1").model
+    made.put("toy/1", "damaged")
+    for _ in range(2):
+        with pytest.raises(ModelFailedError, match="damaged: copy it again"):
+            await models.load("toy", "1")
+    assert len(opened) == 3 and models.get("toy", "1").model is old and not old.closed
+
+
+async def test_only_what_lies_in_the_folders_is_loaded(repository):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    made.put("toy/2")
+    assert (await models.load("toy", "2")).state is ModelState.READY, "nobody had to look before"
+    for name, version in (("toy", "3"), ("..", "toy"), ("toy", "../toy/1"), ("", ""), (str(made.root), "toy")):
+        with pytest.raises(ModelNotFoundError, match="there is toy/1, toy/2"):
+            await models.load(name, version)
+    (made.root / "toy" / "labels.toml").write_text("damaged")
+    assert "expected a TOML file of labels" in await models.reload()
+    models._scan = lambda: (_ for _ in ()).throw(FileNotFoundError(2, "it went"))
+    with pytest.raises(FoldersUnreadableError, match="it went"):
+        await models.load("toy", "1")
+    assert states(models) == {"toy/1": "READY", "toy/2": "READY"}
+
+
+async def test_a_version_that_was_loaded_beyond_those_that_are_kept_stays(repository):
+    made = repository("toy/1", "toy/2", "toy/3", keep=1)
+    models = made.open()
+    await models.load_all()
+    await models.load("toy", "1")
+    await models.load("toy", "3")
+    made.put("toy/4")
+    await models.reload()
+    assert states(models) == {"toy/1": "READY", "toy/4": "READY"}, "3 was one of those that are kept, and is no more"
+    await models.unload("toy", "1", force=False)
+    await models.reload()
+    assert states(models) == {"toy/4": "READY"}
+    await models.unload("toy", "4", force=True)
+    await models.reload()
+    assert states(models) == {"toy/3": "READY"}, "the newest that may be served"
+
+
+async def test_a_caller_that_goes_away_leaves_no_half_of_a_change(repository):
+    made = repository("toy/1")
+    models = made.open()
+    await models.load_all()
+    made.put("toy/2")
+    may_load = threading.Event()
+    models._load = lambda path: may_load.wait(LONG_S) and Opened(path)
+    loading = asyncio.create_task(models.load("toy", "2"))
+    waiting = asyncio.create_task(models.unload("toy", "1", force=True))
+    while states(models).get("toy/2") != "LOADING":
+        await asyncio.sleep(0.001)
+    assert models.ready, "what is loaded for the first time takes nothing from anybody"
+    for caller in (loading, waiting):
+        caller.cancel()
+    await asyncio.wait([loading, waiting])
+    assert not models.settled
+    may_load.set()
+    assert await models.reload() == ""
+    assert states(models) == {"toy/1": "READY", "toy/2": "READY"}, "one was under way, the other had not begun"
+
+
+async def test_closing_gives_up_what_is_under_way(repository):
+    models = repository("toy/1").open()
+    may_load = threading.Event()
+    models._load = lambda path: may_load.wait(LONG_S) and Opened(path)
+    loading = asyncio.create_task(models.load_all())
+    while models._task is None:
+        await asyncio.sleep(0.001)
+    await models.close()
+    may_load.set()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+
+
+async def test_many_changes_at_once_end_in_one_state(repository):
+    made = repository("toy/1", "toy/2")
+    models = made.open()
+    await models.load_all()
+    rng = random.Random(0)
+    changes = [(models.load("toy", "2"), models.unload("toy", "2", force=True), models.reload()) for _ in range(20)]
+    flat = [change for group in changes for change in group]
+    rng.shuffle(flat)
+    await asyncio.gather(*flat)
+    out = models.unloaded() == [("toy", "2")]
+    assert states(models) == {"toy/1": "READY"} | ({} if out else {"toy/2": "READY"}) and models.settled
+    await models.load("toy", "2")
+    assert states(models) == {"toy/1": "READY", "toy/2": "READY"}
