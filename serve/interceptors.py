@@ -19,13 +19,15 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from serve.access import CLIENT, Access
+from serve.access import ADMIN_SERVICE, CLIENT, Access
+from serve.logs import AUDIT
 from serve.metrics import Metrics
-from serve.parsing import deserializer, readable
+from serve.parsing import Unreadable, deserializer, readable
 from weakseg import errors
 
 DOMAIN = "weakseg"
@@ -37,7 +39,8 @@ SERVICES = (SERVICE, INFERENCE_SERVICE)  # ours; a drain waits for their calls
 MAX_TOLD_BYTES = 1000
 
 log = logging.getLogger("serve.errors")
-audit = logging.getLogger("serve.audit")
+calls = logging.getLogger("serve.calls")
+audit = logging.getLogger(AUDIT)
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def call(request: Any, context: Any) -> Any:
             CLIENT.set(caller or address_of(context.peer()))
             asked, given = _asked_model(request), [request]
+            said = _audited(path, request)
             del request
-            async with self._observe(kind, path, asked, context):
+            async with self._observe(kind, path, asked, context, said):
                 return await behaviour(readable(given.pop()), context)
 
         async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -216,7 +220,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return generate if inspect.isasyncgenfunction(behaviour) else call
 
     @asynccontextmanager
-    async def _observe(self, kind: str, path: str, asked: str, context: Any) -> AsyncIterator[None]:
+    async def _observe(
+        self, kind: str, path: str, asked: str, context: Any, said: dict[str, Any] | None = None
+    ) -> AsyncIterator[None]:
         service, method = path.strip("/").rsplit("/", 1)
         labels = (kind, service, method)
         started = monotonic()
@@ -245,6 +251,13 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             self._metrics.grpc_handled.labels(*labels, code.name).inc()
             if service in SERVICES:  # how long somebody watched the health is no news
                 self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
+            if said is not None or calls.isEnabledFor(logging.DEBUG):
+                fields = {"method": path, "peer": context.peer(), "client": CLIENT.get(), "code": code.name}
+                fields |= {"ms": round((monotonic() - started) * 1000, 2)}
+                if said is not None:
+                    audit.info("admin", extra={"fields": fields | said})
+                else:
+                    calls.debug("call", extra={"fields": fields})
 
     def _enter(self, service: str) -> None:
         if service in SERVICES:
@@ -294,6 +307,13 @@ def _asked_model(request: Any) -> str:
         return _joined(request.model_name, request.model_version)
     ref = getattr(request, "model", request)
     return model_name(ref) if hasattr(ref, "version") else ""
+
+
+def _audited(path: str, request: Any) -> dict[str, Any] | None:
+    """What the log says that an operator asked for; None of other calls, and of those that are denied."""
+    if not path.startswith(f"/{ADMIN_SERVICE}/") or not isinstance(request, Message | Unreadable):
+        return None
+    return {"asked": {} if isinstance(request, Unreadable) else MessageToDict(request)}
 
 
 def _code_from_int(value: Any) -> grpc.StatusCode:

@@ -8,6 +8,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+LOGGERS = ("serve", "weakseg", "opentelemetry")  # ours, and that of the exporter of traces
+AUDIT = "serve.audit"  # who was denied, and what operators have done
+
 
 class JsonFormatter(logging.Formatter):
     """`{"time": …, "level": …, "logger": …, "message": …, <fields>}`; a traceback stands under `trace`."""
@@ -38,11 +41,23 @@ class TextFormatter(logging.Formatter):
 
 
 def set_up(log_format: str, level: str) -> None:
-    """Send the logs of `serve` and `weakseg`, and of the exporter of traces, to stderr in this format."""
+    """Send the logs of LOGGERS to stderr in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    for name in ("serve", "weakseg", "opentelemetry"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.setLevel(level.upper())
         logger.propagate = False
+    set_level(level)
+    logging.getLogger(AUDIT).setLevel(logging.INFO)  # its own: who may change the level could hide what he does next
+
+
+def level() -> str:
+    """`debug`, `info`, `warning` or `error`: from what on there are lines in the log."""
+    return logging.getLevelName(logging.getLogger(LOGGERS[0]).getEffectiveLevel()).lower()
+
+
+def set_level(level: str) -> None:
+    """At once, for every thread."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(level.upper())
