@@ -112,4 +112,5 @@ def print_hint(server: Server) -> None:
 
 def print_json(server: Server) -> None:
     models = [f"{entry.name}/{entry.version}" for entry in server.models.entries()]
-    print(json.dumps({"port": server.port, "metrics_port": server.metrics_port, "models": models}), flush=True)
+    ports = {"port": server.port, "metrics_port": server.metrics_port, "admin_port": server.admin_port}
+    print(json.dumps(ports | {"models": models}), flush=True)

@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
 from serve.access import Access
+from serve.admin import AdminPort
 from serve.drift import DriftGauge, Window
 from serve.health import Health
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
@@ -31,11 +32,11 @@ from serve.metrics import Metrics, MetricsServer
 from serve.models import Entry, Models, ModelState
 from serve.oip import InferenceService
 from serve.pipeline import Pipeline
+from serve.ports import listen
 from serve.rate_limit import RateLimit
 from serve.repository import BundleFolder
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
-from serve.tls import Certificates
 from weakseg import crf
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
@@ -70,6 +71,7 @@ class Server:
         self.config = config
         self.port = 0
         self.metrics_port = 0
+        self.admin_port: int | None = None
         self.metrics = Metrics()
         self.tracing = open_tracing() if config.tracing else None
         self.threads = config.threads or usable_cpus()
@@ -96,13 +98,13 @@ class Server:
         self.metrics.registry.register(DriftGauge(self._windows))
         self.health = Health(self.models)
         self._edge = Edge(self.metrics, Access(config.tokens))
-        self._certificates = None if config.tls is None else Certificates(config.tls)
         self._http: MetricsServer | None = None
+        self._admin: AdminPort | None = None
         self._grpc: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Open both ports and begin to load the models; returns before they are ready.
+        """Open the ports and begin to load the models; returns before they are ready.
 
         Raises:
             ConfigError: a port that cannot be opened.
@@ -111,19 +113,26 @@ class Server:
         self.metrics_port = self._http.port
         try:
             self._grpc = self._build()
-            self.port = self._listen()
+            config = self.config
+            self.port = listen(self._grpc, config.host, config.port, config.tls, flag="--port")
+            if config.admin_port is not None:
+                self._admin = AdminPort(config, config.admin_port, self._edge, self.models)
+                self.admin_port = self._admin.port
         except ConfigError:
             self._http.close()
             raise
         self.pipeline.start()
         self.health.update()
         await self._grpc.start()
+        if self._admin is not None:
+            await self._admin.start()
         self._spawn(self._watch_models())
         self._spawn(self._warm_up())
         self._spawn(self._watch_lag())
         fields = {
             "port": self.port,
             "metrics_port": self.metrics_port,
+            "admin_port": self.admin_port,
             "models": [f"{entry.name}/{entry.version}" for entry in self.models.entries()],
             "threads": self.threads,
             "version": weakseg.__version__,
@@ -162,6 +171,8 @@ class Server:
         idle = await self._edge.wait_idle(grace_s)
         # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
         await self._close_port()
+        if self._admin is not None:
+            await self._admin.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -206,22 +217,6 @@ class Server:
         """Without it clients stay on the servers that they met, and new ones get nothing; calls end as they would."""
         age_ms = round(self.config.max_connection_age_s * 1000)
         return [("grpc.max_connection_age_ms", age_ms)] if age_ms else []
-
-    def _listen(self) -> int:
-        """Bind; the port that was bound. gRPC says why not only in its own log."""
-        host, port = self.config.host, self.config.port
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound: int = (
-                self._grpc.add_insecure_port(address)
-                if self._certificates is None
-                else self._grpc.add_secure_port(address, self._certificates.credentials())
-            )
-        except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {address}: stop what uses the port or choose another with --port (0 = a free one)"
-            ) from error
-        return bound
 
     def _ready(self) -> tuple[bool, Any]:
         """For /readyz, from another thread: reads only."""

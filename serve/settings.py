@@ -50,6 +50,8 @@ class ServeConfig(BaseModel):
     host: str = "0.0.0.0"
     port: Port = 8500  # gRPC; 0 = a free one
     metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
+    admin_port: Port | None = None  # gRPC: load and unload models, set the log level; 0 = a free one, None = closed
+    admin_host: str = "127.0.0.1"  # where that port listens; other machines may only reach it with tokens
     max_batch: Positive = 8  # images that go through a network together
     max_delay_ms: NotNegative = 2.0  # longest wait for a batch to fill
     queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
@@ -90,7 +92,14 @@ class ServeConfig(BaseModel):
             raise PydanticCustomError("tls", "tls_cert and tls_key go together: give both or none")
         if self.tls_client_ca is not None and self.tls is None:
             raise PydanticCustomError("tls", "tls_client_ca needs tls_cert and tls_key")
-        if self.tokens is not None and self.tls is None and not self.plaintext_tokens and not is_local(self.host):
+        is_open = not is_local(self.host) or (self.admin_port is not None and not is_local(self.admin_host))
+        if self.admin_port is not None and self.tokens is None and not is_local(self.admin_host):
+            raise PydanticCustomError(
+                "admin",
+                "admin_port without tokens is for this machine only, or anybody could unload the models: set tokens, "
+                "one of which allows admin, or admin_host to 127.0.0.1",
+            )
+        if self.tokens is not None and self.tls is None and not self.plaintext_tokens and is_open:
             raise PydanticCustomError(
                 "tokens",
                 "tokens need tls_cert and tls_key, or anybody on the way could read them; where the network encrypts, "

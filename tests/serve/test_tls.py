@@ -16,6 +16,8 @@ from weakseg.cli import main
 from weakseg.client import AsyncClient, Client
 from weakseg.errors import ConfigError, ServiceError, UnauthenticatedError
 from weakseg.masks.png import labels_from_png
+from weakseg.v1 import admin_service_pb2 as admin_pb
+from weakseg.v1 import admin_service_pb2_grpc as admin_grpc
 
 pytest.importorskip("cryptography", reason="makes the certificates")
 from cryptography import x509
@@ -153,6 +155,36 @@ def test_new_files_are_taken_at_the_next_handshake_and_damaged_ones_are_not(secu
     os.replace(replaced.cert_file, tmp_path / "server.crt")
     assert Client(running.target, ca=successor.cert_file).model().state == "ready"
     assert fails(running.target, ca=ca.cert_file).reason == "UNAVAILABLE"
+
+
+def test_the_admin_port_has_the_same_certificates_and_takes_new_ones_by_itself(secure, tmp_path, ca):
+    clients = sign(tmp_path, "clients-ca")
+    running = secure(admin_port=0, tls_client_ca=clients.cert_file)
+    target = f"localhost:{running.server.admin_port}"
+    client = sign(tmp_path, "operator", by=clients)
+
+    def code(authority, *client_files):
+        files = [file.read_bytes() for file in (authority.cert_file, *client_files)]
+        with grpc.secure_channel(target, grpc.ssl_channel_credentials(*files)) as channel:
+            return code_of(channel)
+
+    def code_of(channel):
+        try:
+            admin_grpc.AdminServiceStub(channel).GetLogLevel(admin_pb.GetLogLevelRequest(), timeout=60)
+        except grpc.RpcError as error:
+            return error.code().name
+        return "OK"
+
+    pair = (client.key_file, client.cert_file)
+    with grpc.insecure_channel(target) as plain:
+        assert (code(ca, *pair), code(ca), code_of(plain)) == ("OK", "UNAVAILABLE", "UNAVAILABLE")
+    successor = sign(tmp_path, "successor-ca")
+    replaced = sign(tmp_path, "replacement", by=successor)
+    os.replace(replaced.key_file, tmp_path / "server.key")
+    os.replace(replaced.cert_file, tmp_path / "server.crt")
+    with Client(running.target, ca=successor.cert_file, cert=client.cert_file, key=client.key_file) as main:
+        assert main.model().state == "ready", "the main port has seen them"
+    assert (code(successor, *pair), code(ca, *pair)) == ("OK", "UNAVAILABLE")
 
 
 def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path, ca):
