@@ -319,10 +319,10 @@ class Models:
         entries = self.entries()
         names = sorted({entry.name for entry in entries})
         if not name and len(names) != 1:
-            raise ModelNotFoundError(f"expected the name of a model, got none: one of {', '.join(names)}")
+            raise ModelNotFoundError(f"expected the name of a model, got none: one of {', '.join(names) or 'none'}")
         versions = {entry.version: entry for entry in entries if entry.name == (name or names[0])}
         if not versions:
-            raise ModelNotFoundError(f"no model {name!r}: this server has {', '.join(names)}")
+            raise ModelNotFoundError(f"no model {name!r}: this server has {', '.join(names) or 'none'}")
         name = name or names[0]
         labels = self._labels.get(name, Labels({}))
         if not version and STABLE not in labels.versions:
