@@ -9,7 +9,8 @@ import grpc
 from serve import logs
 from serve.calls import Context
 from serve.interceptors import Edge
-from serve.models import Entry, Models
+from serve.lifecycle import Lifecycle
+from serve.models import Entry
 from serve.ports import listen
 from serve.settings import ServeConfig
 from weakseg.errors import FoldersUnreadableError, InvalidRequestError
@@ -35,13 +36,13 @@ class AdminPort:
         ConfigError: the port cannot be opened.
     """
 
-    def __init__(self, config: ServeConfig, port: int, edge: Edge, models: Models) -> None:
+    def __init__(self, config: ServeConfig, port: int, edge: Edge, lifecycle: Lifecycle) -> None:
         self._server: Any = grpc.aio.server(
             interceptors=[edge],
             maximum_concurrent_rpcs=MAX_CALLS,
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
         )
-        pb_grpc.add_AdminServiceServicer_to_server(AdminService(models), self._server)
+        pb_grpc.add_AdminServiceServicer_to_server(AdminService(lifecycle), self._server)
         self.port = listen(self._server, config.admin_host, port, config.tls, flag="--admin-port")
 
     async def start(self) -> None:
@@ -55,23 +56,23 @@ class AdminPort:
 class AdminService(pb_grpc.AdminServiceServicer):
     """The five methods. Errors leave them as exceptions; serve/interceptors.py makes status codes and audit lines."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:  # noqa: ARG002, N802
         _check_named(request)
-        return pb.LoadModelResponse(model=_status(await self._models.load(request.name, request.version)))
+        return pb.LoadModelResponse(model=_status(await self._lifecycle.load(request.name, request.version)))
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:  # noqa: ARG002, N802
         _check_named(request)
-        await self._models.unload(request.name, request.version, force=request.force)
+        await self._lifecycle.unload(request.name, request.version, force=request.force)
         return pb.UnloadModelResponse()
 
     async def ReloadModels(self, request: pb.ReloadModelsRequest, context: Context) -> pb.ReloadModelsResponse:  # noqa: ARG002, N802
-        if failure := await self._models.reload():
+        if failure := await self._lifecycle.reload():
             raise FoldersUnreadableError(failure)
-        unloaded = [ModelRef(name=name, version=version) for name, version in self._models.unloaded()]
-        return pb.ReloadModelsResponse(models=map(_status, self._models.entries()), unloaded=unloaded)
+        unloaded = [ModelRef(name=name, version=version) for name, version in self._lifecycle.unloaded()]
+        return pb.ReloadModelsResponse(models=map(_status, self._lifecycle.models.entries()), unloaded=unloaded)
 
     async def GetLogLevel(self, request: pb.GetLogLevelRequest, context: Context) -> pb.GetLogLevelResponse:  # noqa: ARG002, N802
         return pb.GetLogLevelResponse(level=_level())

@@ -1,49 +1,23 @@
-"""The models that a server has: what state they are in, which one a request means, how they come and go.
-
-`reload` looks at the folders again. A version that is new or changed is loaded; one that fails leaves what was there as
-it was; one that is gone goes when its last request is answered. A model that answers is never closed under a request.
-`load` and `unload` are the operator's word about one version, which holds over every later look at the folders.
-"""
+"""The models that a server has: what state they are in, and which one a request means."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import random
 import zlib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from time import monotonic
-from typing import Any, Literal, TypeVar
+from datetime import datetime
+from typing import Any
 
-from serve.repository import CANARY, STABLE, BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
+from serve.repository import CANARY, STABLE, BundleFolder, Labels
 from weakseg.bundle import Order, natural_order
-from weakseg.errors import (
-    ConfigError,
-    FoldersUnreadableError,
-    ModelFailedError,
-    ModelLoadingError,
-    ModelNeededError,
-    ModelNotFoundError,
-    WeaksegError,
-)
-from weakseg.memory import available_bytes
+from weakseg.errors import ModelFailedError, ModelLoadingError, ModelNotFoundError
 from weakseg.model import Model
 
-LoadPolicy = Literal["swap", "stop_first"]
 Key = tuple[str, str]  # name and version
-T = TypeVar("T")
-
-# Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, the first image 50 MiB.
-MEMORY_FACTOR = 2
-MEMORY_MARGIN = 64 * 2**20
-
-log = logging.getLogger("serve.models")
 
 
 class ModelState(enum.Enum):
@@ -103,48 +77,15 @@ class Entry:
 
 
 class Models:
-    """All versions of all models. Belongs to one event loop; loading runs in a thread, one model at a time.
+    """All versions of all models; serve/lifecycle.py makes them come and go. Belongs to one event loop.
 
-    Changes are made one after the other, each to its end even if its caller goes away: half of one would leave a
-    version that is LOADING for ever.
-
-    Args:
-        scan: the bundles that there should be.
-        load: opens one.
-        on_change: told of every entry that has changed; one that is gone is UNLOADING.
-        close: of a model that nobody uses any more; None = its own.
-        policy: `swap` loads what is new beside what it replaces, `stop_first` after it: this takes the memory of one,
-            and nothing answers in between.
-        keep: so many of the newest versions of each model, and those with a label; 0 = all.
+    started: whether all were ready once.
     """
 
-    def __init__(
-        self,
-        scan: Callable[[], Sequence[BundleFolder]],
-        load: Callable[[Path], Model],
-        on_change: Callable[[Entry], None],
-        *,
-        close: Callable[[Model], Awaitable[None]] | None = None,
-        policy: LoadPolicy = "swap",
-        keep: int = 0,
-    ) -> None:
-        self._scan = scan
-        self._load = load
-        self._on_change = on_change
-        self._close = close or (lambda model: asyncio.to_thread(model.close))
-        self._policy = policy
-        self._keep = keep
-        self._entries: dict[Key, Entry] = {}
-        self._labels: Mapping[str, Labels] = {}
-        self._out: set[Key] = set()  # what the operator has unloaded: as if it lay in no folder
-        self._pinned: set[Key] = set()  # what the operator has loaded beyond `keep`
-        self._changing = asyncio.Lock()
-        self._task: asyncio.Task[Any] | None = None  # of the latest change
-        self._started = False
-        folders = scan()
-        self._labels = find_labels(folders)
-        for folder in self._wanted(folders):
-            self._entries[_key(folder)] = Entry(folder)
+    def __init__(self) -> None:
+        self.by_key: dict[Key, Entry] = {}
+        self.labels: Mapping[str, Labels] = {}
+        self.started = False
 
     @property
     def ready(self) -> bool:
@@ -155,155 +96,20 @@ class Models:
         that is being loaded for the first time, or cannot be, takes nothing from anybody.
         """
         by_name: dict[str, list[bool]] = {}
-        for entry in list(self._entries.values()):  # at once: /readyz asks from another thread
-            if not self._started or entry.loaded_at is not None:
+        for entry in list(self.by_key.values()):  # at once: /readyz asks from another thread
+            if not self.started or entry.loaded_at is not None:
                 by_name.setdefault(entry.name, []).append(entry.loaded is not None)
-        enough = any if self._started else all
+        enough = any if self.started else all
         return bool(by_name) and all(enough(answers) for answers in by_name.values())
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is being loaded."""
-        return not self._changing.locked() and all(e.state is not ModelState.LOADING for e in self._entries.values())
 
     def entries(self) -> list[Entry]:
         """By name, then version. May be called in any thread."""
-        entries = self._entries.copy()  # in one step: none comes or goes in between
-        return [entries[key] for key in sorted(entries, key=_order)]
+        entries = self.by_key.copy()  # in one step: none comes or goes in between
+        return [entries[key] for key in sorted(entries, key=key_order)]
 
     def labels_of(self, entry: Entry) -> list[str]:
-        labels = self._labels.get(entry.name)
+        labels = self.labels.get(entry.name)
         return sorted(label for label, version in labels.versions.items() if version == entry.version) if labels else []
-
-    def unloaded(self) -> list[Key]:
-        """Versions that the operator has taken out of service, by name and version."""
-        return sorted(self._out, key=_order)
-
-    async def load_all(self) -> None:
-        """Load what there is, one after the other; a model that cannot be loaded is FAILED and stops no other."""
-        await self.reload()
-
-    async def reload(self) -> str:
-        """Look at the folders again, and load, replace and drop what has changed in them.
-
-        Returns: why they could not be read, and nothing was changed; empty = they were.
-        """
-        try:
-            await self._alone(self._reload)
-        except FoldersUnreadableError as error:
-            log.error("models not reloaded", extra={"fields": {"failure": str(error)}})
-            return str(error)
-        return ""
-
-    async def load(self, name: str, version: str) -> Entry:
-        """Load a version that lies in the folders, and keep it from now on; one that answers, unchanged, stays.
-
-        Raises:
-            ModelNotFoundError: there is none such in the folders. FoldersUnreadableError
-            ModelFailedError: it cannot be loaded; what answered before still does.
-        """
-        entry = await self._alone(lambda: self._load_one((name, version)))
-        if entry.failure:
-            raise ModelFailedError(f"model {name}/{version} could not be loaded: {entry.failure}")
-        return entry
-
-    async def unload(self, name: str, version: str, *, force: bool) -> None:
-        """Take a version out of service until `load`; returns when its last request is answered.
-
-        Raises:
-            ModelNotFoundError
-            ModelNeededError: it has a label, or is the last one that answers, and no `force`.
-        """
-        await self._alone(lambda: self._unload_one((name, version), force=force))
-
-    async def _alone(self, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """A caller that goes away while it waits for its turn has changed nothing; after that the change goes on."""
-        await self._changing.acquire()
-        task = asyncio.create_task(change())
-        task.add_done_callback(self._changed)
-        self._task = task
-        await asyncio.wait([task])
-        return task.result()
-
-    def _changed(self, task: asyncio.Task[Any]) -> None:
-        self._changing.release()
-        if not task.cancelled():
-            task.exception()  # seen, even if its caller is gone
-
-    async def _reload(self) -> None:
-        folders = await _reading(self._scan)
-        self._labels = await _reading(find_labels, folders)
-        there = {_key(folder): folder for folder in folders if _key(folder) not in self._out}
-        wanted = {_key(folder) for folder in self._wanted(folders)}
-        if self._policy == "stop_first":
-            await self._unload_all(key for key in self._entries if key not in wanted)
-        for key in sorted(wanted, key=_order):
-            await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
-        for name in sorted({name for name, _ in (*wanted, *self._entries)}):
-            await self._replace(name, wanted, there)
-
-    async def _load_one(self, key: Key) -> Entry:
-        folders = await _reading(self._scan)
-        there = {_key(folder): folder for folder in folders}
-        if key not in there:
-            known = ", ".join("/".join(one) for one in sorted(there, key=_order))
-            raise ModelNotFoundError(f"no {'/'.join(key)} in the folders of models: there is {known}")
-        self._out.discard(key)
-        if key not in {_key(folder) for folder in self._wanted(folders)}:
-            self._pinned.add(key)
-        entry = self._entries.setdefault(key, Entry(there[key]))
-        if entry.failure:
-            entry.stamp = None  # try again, though nothing has changed
-        await self._refresh(entry, there[key])
-        return entry
-
-    async def _unload_one(self, key: Key, *, force: bool) -> None:
-        entry = self._entries.get(key)
-        if entry is None and key in self._out:
-            return
-        if entry is None:
-            known = ", ".join(f"{one.name}/{one.version}" for one in self.entries())
-            raise ModelNotFoundError(f"no {'/'.join(key)} in service: there is {known}")
-        labels = self.labels_of(entry)
-        if labels and not force:
-            raise ModelNeededError(f"{'/'.join(key)} is {', '.join(labels)}: move the label first, or use force")
-        others = [one for one in self._entries.values() if one.name == entry.name and one is not entry]
-        if entry.loaded is not None and not force and all(one.loaded is None for one in others):
-            raise ModelNeededError(
-                f"{'/'.join(key)} is the last version of {entry.name} that answers: load another first, or use force"
-            )
-        self._out.add(key)
-        self._pinned.discard(key)
-        await self._unload(self._entries.pop(key))
-
-    async def _replace(self, name: str, wanted: Set[Key], there: Mapping[Key, BundleFolder]) -> None:
-        """Versions that are not wanted go once wanted ones answer; where none of these can, what can stays."""
-        answers = [self._entries[key].loaded is not None for key in wanted if key[0] == name]
-        others = [key for key in self._entries if key[0] == name and key not in wanted]
-        if all(answers):
-            await self._unload_all(others)
-            return
-        if any(answers):
-            await self._unload_all(key for key in others if key not in there)
-            return
-        older = sorted((key for key in there if key[0] == name and key not in wanted), key=_order, reverse=True)
-        for key in older:
-            if any(entry.loaded is not None for entry in self._entries.values() if entry.name == name):
-                return
-            await self._refresh(self._entries.setdefault(key, Entry(there[key])), there[key])
-
-    def _wanted(self, folders: Sequence[BundleFolder]) -> list[BundleFolder]:
-        served = [folder for folder in folders if _key(folder) not in self._out]
-        newest_first = sorted(served, key=lambda folder: _order(_key(folder)), reverse=True)
-        rank: Counter[str] = Counter()
-        found = []
-        for folder in newest_first:
-            rank[folder.name] += 1
-            labels = self._labels.get(folder.name, Labels({}))
-            newest = not self._keep or rank[folder.name] <= self._keep
-            if newest or folder.version in labels.versions.values() or _key(folder) in self._pinned:
-                found.append(folder)
-        return found
 
     def get(self, name: str, version: str, key: str = "") -> Entry:
         """The entry that a request means, in whatever state.
@@ -324,7 +130,7 @@ class Models:
         if not versions:
             raise ModelNotFoundError(f"no model {name!r}: this server has {', '.join(names) or 'none'}")
         name = name or names[0]
-        labels = self._labels.get(name, Labels({}))
+        labels = self.labels.get(name, Labels({}))
         if not version and STABLE not in labels.versions:
             newest_first = list(reversed(versions.values()))
             return next((entry for entry in newest_first if entry.loaded is not None), newest_first[0])
@@ -353,103 +159,9 @@ class Models:
         with entry.loaded.in_use() as model:
             yield entry, model
 
-    async def close(self) -> None:
-        """Also what a change under way has loaded; that one is given up."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        for entry in self._entries.values():
-            if entry.loaded is not None:
-                await self._close_unused(entry.loaded)
 
-    async def _refresh(self, entry: Entry, folder: BundleFolder) -> None:
-        """Load it if it is new, was moved, or has changed since it was last tried."""
-        now = await _reading(bundle_stamp, folder.path)
-        if entry.stamp == now and entry.folder == folder:
-            return
-        entry.stamp, entry.folder = now, folder
-        if entry.loaded is not None and self._policy == "stop_first":
-            await self._release(entry, ModelState.LOADING)
-        if entry.loaded is None:
-            self._change(entry, ModelState.LOADING)
-        started = monotonic()
-        try:
-            model = await asyncio.to_thread(_load_checked, self._load, folder.path)
-        except WeaksegError as error:
-            self._failed(entry, str(error))
-        except Exception:
-            log.exception("loading %s/%s failed", entry.name, entry.version)
-            self._failed(entry, "internal error: the server's log says more")
-        else:
-            before, entry.loaded = entry.loaded, Loaded(model)
-            entry.failure, entry.loaded_at, entry.load_s = "", datetime.now(UTC), monotonic() - started
-            self._change(entry, ModelState.READY)
-            fields = {"model": entry.name, "version": entry.version, "seconds": round(entry.load_s, 3)}
-            log.info(
-                "model ready",
-                extra={"fields": fields | {"sha256": model.bundle.sha256, "replaced": before is not None}},
-            )
-            if before is not None:
-                await self._close_unused(before)
-
-    def _failed(self, entry: Entry, failure: str) -> None:
-        entry.failure = failure
-        fields = {"model": entry.name, "version": entry.version, "failure": failure, "kept": entry.loaded is not None}
-        log.error("model failed", extra={"fields": fields})
-        self._change(entry, ModelState.FAILED if entry.loaded is None else ModelState.READY)
-
-    async def _unload_all(self, keys: Iterable[Key]) -> None:
-        for key in list(keys):
-            await self._unload(self._entries.pop(key))
-
-    async def _unload(self, entry: Entry) -> None:
-        await self._release(entry, ModelState.UNLOADING)
-        log.info("model unloaded", extra={"fields": {"model": entry.name, "version": entry.version}})
-
-    async def _release(self, entry: Entry, state: ModelState) -> None:
-        loaded, entry.loaded = entry.loaded, None
-        self._change(entry, state)
-        if loaded is not None:
-            await self._close_unused(loaded)
-
-    async def _close_unused(self, loaded: Loaded) -> None:
-        await loaded.idle.wait()
-        await self._close(loaded.model)
-
-    def _change(self, entry: Entry, state: ModelState) -> None:
-        entry.state = state
-        self._started = self._started or self.ready
-        self._on_change(entry)
-
-
-async def _reading(read: Callable[..., T], *args: Any) -> T:
-    """What a look at the folders gives, in a thread.
-
-    Raises:
-        FoldersUnreadableError
-    """
-    try:
-        return await asyncio.to_thread(read, *args)
-    except (WeaksegError, OSError) as error:  # OSError: they change under us
-        raise FoldersUnreadableError(f"the folders of models cannot be read: {error}") from error
-
-
-def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:
-    """Refuses a bundle that would not fit beside what is loaded, while nothing has been taken yet."""
-    needed, available = MEMORY_FACTOR * weight_bytes(folder) + MEMORY_MARGIN, available_bytes()
-    if available is not None and needed > available:
-        raise ConfigError(
-            f"expected about {needed >> 20} MiB of free memory to load it, got {available >> 20} MiB: give the server "
-            "more, serve fewer versions, or replace them with load_policy stop_first"
-        )
-    return load(folder)
-
-
-def _key(folder: BundleFolder) -> Key:
-    return folder.name, folder.version
-
-
-def _order(key: Key) -> tuple[str, Order]:
+def key_order(key: Key) -> tuple[str, Order]:
+    """By name, then version, 9 before 10."""
     return key[0], natural_order(key[1])
 
 

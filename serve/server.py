@@ -28,6 +28,7 @@ from serve.drift import DriftGauge, Window
 from serve.health import Health
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from serve.interceptors import SERVICES, Edge
+from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics, MetricsServer
 from serve.models import Entry, Models, ModelState
 from serve.oip import InferenceService
@@ -87,7 +88,9 @@ class Server:
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
             tracing=self.tracing,
         )
-        self.models = Models(
+        self.models = Models()
+        self.lifecycle = Lifecycle(
+            self.models,
             scan,
             load or loader(config),
             self._on_model_change,
@@ -116,7 +119,7 @@ class Server:
             config = self.config
             self.port = listen(self._grpc, config.host, config.port, config.tls, flag="--port")
             if config.admin_port is not None:
-                self._admin = AdminPort(config, config.admin_port, self._edge, self.models)
+                self._admin = AdminPort(config, config.admin_port, self._edge, self.lifecycle)
                 self.admin_port = self._admin.port
         except ConfigError:
             self._http.close()
@@ -141,7 +144,7 @@ class Server:
 
     async def wait_loaded(self) -> None:
         """Until no model is loading any more."""
-        while not self.models.settled:
+        while not self.lifecycle.settled:
             await asyncio.sleep(0.01)
 
     async def _close_port(self) -> None:
@@ -159,7 +162,7 @@ class Server:
 
     def reload(self) -> None:
         """Begin to look for models that are new, changed or gone."""
-        self._spawn(self.models.reload())
+        self._spawn(self.lifecycle.reload())
 
     async def stop(self, *, delay_s: float | None = None, grace_s: float | None = None) -> bool:
         """Drain and close, as the module says; None = as configured. Whether every request inside was answered."""
@@ -176,7 +179,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.models.close()
+        await self.lifecycle.close()
         await self.pipeline.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -247,10 +250,10 @@ class Server:
         self.health.update()
 
     async def _watch_models(self) -> None:
-        await self.models.load_all()
+        await self.lifecycle.reload()
         while self.config.poll_s:
             await asyncio.sleep(self.config.poll_s)
-            await self.models.reload()
+            await self.lifecycle.reload()
 
     async def _warm_up(self) -> None:
         """The first pseudo-mask should not wait for the CRF's kernels; the log says whether there is a CRF at all."""

@@ -171,7 +171,7 @@ def reload_under_load(serving, bundle, root, png, colours, n_reloads):
                 if damage:
                     put(bundle, root, str(1000 + i), damage)
                 shutil.rmtree(root / "toy" / str(i - 1))
-                running.call(running.server.models.reload())
+                running.call(running.server.lifecycle.reload())
                 load.wait_for(4)
                 states = {entry.version: entry.state.name for entry in running.server.models.entries()}
                 assert states == {str(i): "READY"} | ({str(1000 + i): "FAILED"} if damage else {})

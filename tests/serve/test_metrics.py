@@ -197,7 +197,7 @@ def test_versions_that_come_and_go_leave_a_bounded_number_of_series(serving, toy
     for version in range(2, 52):
         assert segment(running, png(colours)) == ["OK"]
         served[0] = str(version)
-        running.call(running.server.models.reload())
+        running.call(running.server.lifecycle.reload())
         for state in (metrics.model_state, metrics.model_load_seconds, metrics.model_info):
             assert versions(state) == {str(version)}
     kept = {str(51 - back) for back in range(1, KEPT_VERSIONS + 1)}

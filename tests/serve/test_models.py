@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import serve.models
+import serve.lifecycle
+from serve.lifecycle import Lifecycle
 from serve.models import Models, ModelState
 from serve.repository import BundleFolder
 from weakseg.errors import (
@@ -58,7 +59,8 @@ class Repository:
         return [BundleFolder(path.parent.name, path.name, path) for path in paths]
 
     def open(self):
-        return Models(self.scan, Opened, self._changed, **self.options)
+        models = Models()
+        return models, Lifecycle(models, self.scan, Opened, self._changed, **self.options)
 
     def _changed(self, entry):
         self.changes.append((f"{entry.name}/{entry.version}", entry.state.name))
@@ -80,8 +82,8 @@ def states(models):
 
 
 async def test_the_newest_version_by_natural_order(repository):
-    models = repository("toy/10", "toy/9", "toy/2").open()
-    await models.load_all()
+    models, lifecycle = repository("toy/10", "toy/9", "toy/2").open()
+    await lifecycle.reload()
     assert models.get("", "").version == "10"
     assert models.get("toy", "9").version == "9"
     assert [entry.version for entry in models.entries()] == ["2", "9", "10"]
@@ -90,10 +92,10 @@ async def test_the_newest_version_by_natural_order(repository):
 async def test_the_newest_version_that_is_ready(repository):
     made = repository("toy/9")
     made.put("toy/10", "damaged")
-    models = made.open()
+    models, lifecycle = made.open()
     with pytest.raises(ModelLoadingError, match="toy/10"), models.use("toy", ""):
         pass
-    await models.load_all()
+    await lifecycle.reload()
     assert models.get("toy", "").version == "9"
     assert not models.ready, "a new server with a broken model is to be noticed"
     with pytest.raises(ModelFailedError, match="damaged: copy it again"), models.use("toy", "10"):
@@ -103,8 +105,8 @@ async def test_the_newest_version_that_is_ready(repository):
 async def test_a_fault_of_ours_does_not_show_and_stops_no_other_model(repository, caplog):
     made = repository("toy/2")
     made.put("toy/1", "secret")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     assert states(models) == {"toy/1": "FAILED", "toy/2": "READY"}
     assert models.entries()[0].failure == "internal error: the server's log says more"
     assert "secret" in caplog.text
@@ -116,66 +118,66 @@ async def test_a_fault_of_ours_does_not_show_and_stops_no_other_model(repository
 )
 async def test_not_found(repository, name, version, message):
     with pytest.raises(ModelNotFoundError, match=message):
-        repository("a/1", "b/1").open().get(name, version)
+        repository("a/1", "b/1").open()[0].get(name, version)
 
 
 async def test_closing_closes_what_is_loaded(repository):
-    models = repository("a/1", "b/1").open()
-    await models.load_all()
+    models, lifecycle = repository("a/1", "b/1").open()
+    await lifecycle.reload()
     opened = [entry.model for entry in models.entries()]
-    await models.close()
+    await lifecycle.close()
     assert all(model.closed for model in opened)
 
 
 async def test_a_version_that_is_new_is_loaded_and_one_that_is_gone_goes(repository):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     first = models.get("toy", "1").model
     made.put("toy/2")
-    await models.reload()
+    await lifecycle.reload()
     assert models.get("toy", "").version == "2" and models.get("toy", "1").model is first
     made.remove("toy/1")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"toy/2": "READY"} and first.closed
     assert made.changes[-1] == ("toy/1", "UNLOADING")
     n_changes = len(made.changes)
-    await models.reload()
+    await lifecycle.reload()
     assert len(made.changes) == n_changes, "nothing has changed"
 
 
 async def test_a_version_that_takes_the_place_of_another_leaves_no_gap(repository):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     first = models.get("toy", "1").model
     made.remove("toy/1")
     made.put("toy/2", "damaged")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"toy/1": "READY", "toy/2": "FAILED"} and not first.closed, "it stays, from memory"
     made.put("toy/2")
     made.changes.clear()
-    await models.reload()
+    await lifecycle.reload()
     assert made.changes == [("toy/2", "LOADING"), ("toy/2", "READY"), ("toy/1", "UNLOADING")] and first.closed
 
 
 async def test_a_model_that_is_gone_with_all_its_versions_goes(repository):
     made = repository("toy/1", "toy/2", "cat/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     made.remove("toy/1")
     made.remove("toy/2")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"cat/1": "READY"}
 
 
 async def test_a_model_is_closed_when_its_last_request_has_its_answer(repository):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     with models.use("toy", "1") as (_, old):
         made.put("toy/1", "better")
-        reloading = asyncio.create_task(models.reload())
+        reloading = asyncio.create_task(lifecycle.reload())
         while models.get("toy", "1").model is old:
             await asyncio.sleep(0.001)
         with models.use("toy", "1") as (_, new):
@@ -190,30 +192,30 @@ async def test_a_model_is_closed_when_its_last_request_has_its_answer(repository
 @pytest.mark.parametrize("broken", ["damaged", "secret"])
 async def test_a_failed_reload_keeps_what_answers_and_says_so(repository, broken):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     old = models.get("toy", "1").model
     made.put("toy/1", broken)
     made.put("toy/2", broken)
-    await models.reload()
+    await lifecycle.reload()
     entry = models.get("toy", "1")
     assert (entry.state, entry.model) == (ModelState.READY, old) and entry.failure
     assert models.get("toy", "").version == "1" and models.get("toy", "2").state is ModelState.FAILED
     assert models.ready, "what the server started with still answers"
     made.put("toy/1", "mended")
     made.put("toy/2", "mended")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"toy/1": "READY", "toy/2": "READY"} and old.closed
     assert models.get("toy", "1").failure == ""
 
 
 async def test_stop_first_never_has_two_in_memory(repository):
     made = repository("toy/1", policy="stop_first")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     old = models.get("toy", "1").model
     made.put("toy/1", "better")
-    await models.reload()
+    await lifecycle.reload()
     assert old.closed and models.get("toy", "1").model.content == "better"
     assert [state for _, state in made.changes] == ["LOADING", "READY", "LOADING", "LOADING", "READY"]
 
@@ -221,36 +223,36 @@ async def test_stop_first_never_has_two_in_memory(repository):
 @pytest.mark.parametrize("policy", ["swap", "stop_first"])
 async def test_only_so_many_versions_are_kept_and_the_old_one_if_the_new_one_fails(repository, policy):
     made = repository("toy/1", "toy/2", "cat/1", policy=policy, keep=1)
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     assert states(models) == {"cat/1": "READY", "toy/2": "READY"}
     made.put("toy/3", "damaged")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"cat/1": "READY", "toy/2": "READY", "toy/3": "FAILED"}
     made.put("toy/3")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"cat/1": "READY", "toy/3": "READY"}
 
 
 async def test_folders_that_cannot_be_read_change_nothing(repository, caplog):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     (made.root / "toy" / "labels.toml").write_text("damaged")
     made.put("toy/2")
     with caplog.at_level(logging.ERROR, "serve.models"):
-        await models.reload()
+        await lifecycle.reload()
     assert states(models) == {"toy/1": "READY"} and "models not reloaded" in caplog.text
 
 
 async def test_a_model_that_would_not_fit_is_not_loaded(repository, monkeypatch):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
-    monkeypatch.setattr(serve.models, "available_bytes", lambda: 100 * 2**20)
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    monkeypatch.setattr(serve.lifecycle, "available_bytes", lambda: 100 * 2**20)
     made.put("toy/2")
     (made.root / "toy" / "2" / "classifier.onnx").write_bytes(bytes(20 * 2**20))
-    await models.reload()
+    await lifecycle.reload()
     assert models.get("toy", "").version == "1"
     assert "expected about 104 MiB of free memory to load it, got 100 MiB" in models.get("toy", "2").failure
 
@@ -260,8 +262,8 @@ async def test_labels_name_versions_and_share_out_requests(repository):
     made.put("toy/4", "damaged")
     labels = made.root / "toy" / "labels.toml"
     labels.write_text('stable = "1"\ncanary = "2"\nbroken = "4"\ncanary_percent = 20\n')
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     assert models.get("toy", "stable").version == "1" and models.get("toy", "canary").version == "2"
     assert models.get("toy", "3").version == "3"
     assert models.get("toy", "broken").state is ModelState.FAILED
@@ -275,152 +277,152 @@ async def test_labels_name_versions_and_share_out_requests(repository):
         models.get("toy", "latest")
 
     labels.write_text('stable = "3"\ncanary = "4"\ncanary_percent = 100\n')
-    await models.reload()
+    await lifecycle.reload()
     assert {models.get("toy", "").version for _ in range(100)} == {"3"}, "a canary that cannot answer gets nothing"
 
 
 async def test_a_version_with_a_label_is_kept(repository):
     made = repository("toy/1", "toy/2", "toy/3", keep=1)
     (made.root / "toy" / "labels.toml").write_text('stable = "1"\n')
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     assert states(models) == {"toy/1": "READY", "toy/3": "READY"}
     assert models.get("toy", "").version == "1"
 
 
 async def test_what_is_unloaded_stays_out_until_it_is_loaded(repository):
     made = repository("toy/1", "toy/2")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     old = models.get("toy", "2").model
-    await models.unload("toy", "2", force=False)
-    assert states(models) == {"toy/1": "READY"} and old.closed and models.unloaded() == [("toy", "2")]
+    await lifecycle.unload("toy", "2", force=False)
+    assert states(models) == {"toy/1": "READY"} and old.closed and lifecycle.unloaded() == [("toy", "2")]
     made.put("toy/2", "better")
-    await models.reload()
-    await models.unload("toy", "2", force=False)
+    await lifecycle.reload()
+    await lifecycle.unload("toy", "2", force=False)
     assert states(models) == {"toy/1": "READY"} and models.get("toy", "").version == "1"
-    loaded = await models.load("toy", "2")
-    assert loaded.model.content == "better" and models.get("toy", "").version == "2" and models.unloaded() == []
+    loaded = await lifecycle.load("toy", "2")
+    assert loaded.model.content == "better" and models.get("toy", "").version == "2" and lifecycle.unloaded() == []
 
 
 async def test_a_version_that_requests_need_is_unloaded_by_force_only(repository):
     made = repository("toy/1", "toy/2", "cat/1")
     (made.root / "toy" / "labels.toml").write_text('stable = "1"\n')
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     with pytest.raises(ModelNeededError, match="toy/1 is stable: move the label first"):
-        await models.unload("toy", "1", force=False)
+        await lifecycle.unload("toy", "1", force=False)
     with pytest.raises(ModelNeededError, match="cat/1 is the last version of cat that answers"):
-        await models.unload("cat", "1", force=False)
-    assert len(made.changes) == 6 and models.unloaded() == [], "nothing has changed"
-    await models.unload("toy", "1", force=True)
-    await models.unload("cat", "1", force=True)
+        await lifecycle.unload("cat", "1", force=False)
+    assert len(made.changes) == 6 and lifecycle.unloaded() == [], "nothing has changed"
+    await lifecycle.unload("toy", "1", force=True)
+    await lifecycle.unload("cat", "1", force=True)
     assert states(models) == {"toy/2": "READY"} and models.ready
     with pytest.raises(ModelNotFoundError):
         models.get("toy", "")
     with pytest.raises(ModelNotFoundError, match="no cat/2 in service: there is toy/2"):
-        await models.unload("cat", "2", force=True)
-    await models.unload("toy", "2", force=True)
+        await lifecycle.unload("cat", "2", force=True)
+    await lifecycle.unload("toy", "2", force=True)
     assert states(models) == {} and not models.ready, "a server without models is not ready"
 
 
 async def test_a_version_that_failed_needs_no_force_and_a_server_without_it_is_ready(repository):
     made = repository("toy/1")
     made.put("toy/2", "damaged")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     assert not models.ready
-    await models.unload("toy", "2", force=False)
+    await lifecycle.unload("toy", "2", force=False)
     assert models.ready
     made.put("cat/1", "damaged")
-    await models.reload()
+    await lifecycle.reload()
     assert models.ready, "it has started: a model that never answered takes nothing from anybody"
 
 
 async def test_loading_again_what_failed(repository):
     made = repository("toy/1")
     made.put("toy/2", "secret")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     opened = []
-    models._load = lambda path: opened.append(path) or Opened(path)
-    await models.reload()
+    lifecycle._load = lambda path: opened.append(path) or Opened(path)
+    await lifecycle.reload()
     assert opened == [], "the files are as they were"
     with pytest.raises(ModelFailedError, match="toy/2 could not be loaded: internal error"):
-        await models.load("toy", "2")
-    await models.load("toy", "1")
+        await lifecycle.load("toy", "2")
+    await lifecycle.load("toy", "1")
     assert len(opened) == 1, "what answers and is as it was stays"
     old = models.get("toy", "1").model
     made.put("toy/1", "damaged")
     for _ in range(2):
         with pytest.raises(ModelFailedError, match="damaged: copy it again"):
-            await models.load("toy", "1")
+            await lifecycle.load("toy", "1")
     assert len(opened) == 3 and models.get("toy", "1").model is old and not old.closed
 
 
 async def test_only_what_lies_in_the_folders_is_loaded(repository):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     made.put("toy/2")
-    assert (await models.load("toy", "2")).state is ModelState.READY, "nobody had to look before"
+    assert (await lifecycle.load("toy", "2")).state is ModelState.READY, "nobody had to look before"
     for name, version in (("toy", "3"), ("..", "toy"), ("toy", "../toy/1"), ("", ""), (str(made.root), "toy")):
         with pytest.raises(ModelNotFoundError, match="there is toy/1, toy/2"):
-            await models.load(name, version)
+            await lifecycle.load(name, version)
     (made.root / "toy" / "labels.toml").write_text("damaged")
-    assert "expected a TOML file of labels" in await models.reload()
-    models._scan = lambda: (_ for _ in ()).throw(FileNotFoundError(2, "it went"))
+    assert "expected a TOML file of labels" in await lifecycle.reload()
+    lifecycle._scan = lambda: (_ for _ in ()).throw(FileNotFoundError(2, "it went"))
     with pytest.raises(FoldersUnreadableError, match="it went"):
-        await models.load("toy", "1")
+        await lifecycle.load("toy", "1")
     assert states(models) == {"toy/1": "READY", "toy/2": "READY"}
 
 
 async def test_a_version_that_was_loaded_beyond_those_that_are_kept_stays(repository):
     made = repository("toy/1", "toy/2", "toy/3", keep=1)
-    models = made.open()
-    await models.load_all()
-    await models.load("toy", "1")
-    await models.load("toy", "3")
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    await lifecycle.load("toy", "1")
+    await lifecycle.load("toy", "3")
     made.put("toy/4")
-    await models.reload()
+    await lifecycle.reload()
     assert states(models) == {"toy/1": "READY", "toy/4": "READY"}, "3 was one of those that are kept, and is no more"
-    await models.unload("toy", "1", force=False)
-    await models.reload()
+    await lifecycle.unload("toy", "1", force=False)
+    await lifecycle.reload()
     assert states(models) == {"toy/4": "READY"}
-    await models.unload("toy", "4", force=True)
-    await models.reload()
+    await lifecycle.unload("toy", "4", force=True)
+    await lifecycle.reload()
     assert states(models) == {"toy/3": "READY"}, "the newest that may be served"
 
 
 async def test_a_caller_that_goes_away_leaves_no_half_of_a_change(repository):
     made = repository("toy/1")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     made.put("toy/2")
     may_load = threading.Event()
-    models._load = lambda path: may_load.wait(LONG_S) and Opened(path)
-    loading = asyncio.create_task(models.load("toy", "2"))
-    waiting = asyncio.create_task(models.unload("toy", "1", force=True))
+    lifecycle._load = lambda path: may_load.wait(LONG_S) and Opened(path)
+    loading = asyncio.create_task(lifecycle.load("toy", "2"))
+    waiting = asyncio.create_task(lifecycle.unload("toy", "1", force=True))
     while states(models).get("toy/2") != "LOADING":
         await asyncio.sleep(0.001)
     assert models.ready, "what is loaded for the first time takes nothing from anybody"
     for caller in (loading, waiting):
         caller.cancel()
     await asyncio.wait([loading, waiting])
-    assert not models.settled
+    assert not lifecycle.settled
     may_load.set()
-    assert await models.reload() == ""
+    assert await lifecycle.reload() == ""
     assert states(models) == {"toy/1": "READY", "toy/2": "READY"}, "one was under way, the other had not begun"
 
 
 async def test_closing_gives_up_what_is_under_way(repository):
-    models = repository("toy/1").open()
+    _, lifecycle = repository("toy/1").open()
     may_load = threading.Event()
-    models._load = lambda path: may_load.wait(LONG_S) and Opened(path)
-    loading = asyncio.create_task(models.load_all())
-    while models._task is None:
+    lifecycle._load = lambda path: may_load.wait(LONG_S) and Opened(path)
+    loading = asyncio.create_task(lifecycle.reload())
+    while lifecycle._task is None:
         await asyncio.sleep(0.001)
-    await models.close()
+    await lifecycle.close()
     may_load.set()
     with pytest.raises(asyncio.CancelledError):
         await loading
@@ -428,14 +430,15 @@ async def test_closing_gives_up_what_is_under_way(repository):
 
 async def test_many_changes_at_once_end_in_one_state(repository):
     made = repository("toy/1", "toy/2")
-    models = made.open()
-    await models.load_all()
+    models, lifecycle = made.open()
+    await lifecycle.reload()
     rng = random.Random(0)
-    changes = [(models.load("toy", "2"), models.unload("toy", "2", force=True), models.reload()) for _ in range(20)]
-    flat = [change for group in changes for change in group]
-    rng.shuffle(flat)
-    await asyncio.gather(*flat)
-    out = models.unloaded() == [("toy", "2")]
-    assert states(models) == {"toy/1": "READY"} | ({} if out else {"toy/2": "READY"}) and models.settled
-    await models.load("toy", "2")
+    changes = []
+    for _ in range(20):
+        changes += [lifecycle.load("toy", "2"), lifecycle.unload("toy", "2", force=True), lifecycle.reload()]
+    rng.shuffle(changes)
+    await asyncio.gather(*changes)
+    out = lifecycle.unloaded() == [("toy", "2")]
+    assert states(models) == {"toy/1": "READY"} | ({} if out else {"toy/2": "READY"}) and lifecycle.settled
+    await lifecycle.load("toy", "2")
     assert states(models) == {"toy/1": "READY", "toy/2": "READY"}
