@@ -14,6 +14,7 @@ from weakseg.cam import alpha_from_threshold, background_from_alpha, labels_from
 from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16, mask_dtype
 from weakseg.errors import ConfigError, DataError
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
+from weakseg.stopping import Check, go_on
 
 MAX_THRESHOLD = 0.99  # an upper edge of the band beyond this would have no background left to compare
 
@@ -52,6 +53,7 @@ def pseudo_mask(
     walk: Walk | None = None,
     *,
     with_shares: bool = False,
+    check: Check = go_on,
 ) -> PseudoMask:
     """Label map that is IGNORE where it depends on the threshold.
 
@@ -64,14 +66,16 @@ def pseudo_mask(
         classes: (K,) class indices; K = 0 gives a map that is all background.
         t: threshold in (0, 1), `weakseg.threshold.after_walk` of the one that was chosen.
         walk: a random walk instead of `config.crf`; it may have a CRF of its own.
+        check: of walk and CRF, called between their steps; what it raises ends the work.
     Source: the two alphas of AffinityNet, Ahn & Kwak 2018, section 3.2.
     """
     band = band_around(t, config.band, config.band_above) if walk is None else band_around(t, walk.config.band)
     thresholds = sorted({*band})
     if not with_shares or not len(cam01):
-        return PseudoMask(agreed(refined_labels(image, cam01, classes, n_classes, thresholds, config.crf, walk)), band)
+        maps = refined_labels(image, cam01, classes, n_classes, thresholds, config.crf, walk, check)
+        return PseudoMask(agreed(maps), band)
     _check_size(cam01, image)
-    likely = refined_probabilities(image, cam01, thresholds, config.crf, walk)
+    likely = refined_probabilities(image, cam01, thresholds, config.crf, walk, check)
     if config.crf is None and walk is None:
         maps = [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
     else:
@@ -114,6 +118,7 @@ def refined_labels(
     thresholds: Sequence[float],
     config: CrfConfig | None,
     walk: Walk | None = None,
+    check: Check = go_on,
 ) -> list[NDArray[Any]]:
     """For each threshold t the label map (H, W) of the CRF over background (1 - max)^alpha(t) and the present classes.
 
@@ -124,7 +129,7 @@ def refined_labels(
     _check_size(cam01, image)
     if (config is None and walk is None) or not len(cam01):
         return [labels_from_cam(cam01, classes, t, n_classes) for t in thresholds]
-    return _likeliest(refined_probabilities(image, cam01, thresholds, config, walk), classes, n_classes)
+    return _likeliest(refined_probabilities(image, cam01, thresholds, config, walk, check), classes, n_classes)
 
 
 def soft_labels(
@@ -162,13 +167,14 @@ def refined_probabilities(
     thresholds: Sequence[float],
     config: CrfConfig | None,
     walk: Walk | None,
+    check: Check = go_on,
 ) -> NDArray[np.float32]:
     """(S, 1 + K, H, W) float32: for each threshold background and classes, after walk or CRF; as `refined_labels`."""
     if walk is None:
         probabilities = _joined(_backgrounds(cam01, thresholds), cam01)
     else:
-        config, probabilities = walk.config.crf, _walked(cam01, thresholds, walk)
-    return probabilities if config is None else crf.refine(image, probabilities, config)
+        config, probabilities = walk.config.crf, _walked(cam01, thresholds, walk, check)
+    return probabilities if config is None else crf.refine(image, probabilities, config, check)
 
 
 def competing_values(classes: NDArray[Any], n_classes: int) -> NDArray[Any]:
@@ -193,7 +199,7 @@ def _check_size(cam01: NDArray[np.float32], image: NDArray[np.uint8]) -> None:
         raise DataError(f"cam01 must be (K, {image.shape[0]}, {image.shape[1]}) as the image, got {cam01.shape}")
 
 
-def _walked(cam01: NDArray[np.float32], thresholds: Sequence[float], walk: Walk) -> NDArray[np.float32]:
+def _walked(cam01: NDArray[np.float32], thresholds: Sequence[float], walk: Walk, check: Check) -> NDArray[np.float32]:
     """(S, 1 + K, H, W) that sum to 1: for each threshold background and classes after the walk.
 
     Without `walk.config.background` a background (1 - max)^alpha(t) walks with the classes. With it the classes walk
@@ -210,6 +216,7 @@ def _walked(cam01: NDArray[np.float32], thresholds: Sequence[float], walk: Walk)
             radius=settings.radius,
             beta=settings.beta,
             steps=settings.steps,
+            check=check,
         )
 
     if settings.background is None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError, DataError, WeaksegError
+from weakseg.stopping import Check, go_on
 
 
 def pair_offsets(radius: int) -> NDArray[np.int64]:
@@ -29,7 +30,7 @@ def pair_offsets(radius: int) -> NDArray[np.int64]:
 
 
 def random_walk(
-    scores: NDArray[Any], affinities: NDArray[Any], *, radius: int, beta: float, steps: int
+    scores: NDArray[Any], affinities: NDArray[Any], *, radius: int, beta: float, steps: int, check: Check = go_on
 ) -> NDArray[np.float32]:
     """scores T^steps with T = A^beta (element by element), its columns divided by their sums.
 
@@ -41,6 +42,7 @@ def random_walk(
             (y, x) + pair_offsets(radius)[s]; what reaches outside the map is not looked at. A last row S + 1 is how
             much of each cell's scores sets out, all of it without: IRN's 1 - boundary.
         beta: exponent, larger = only through strong affinities. steps: psa and IRN have 2^8, SEAM 2^6.
+        check: called before each step; what it raises ends the walk.
     Returns:
         (K, h, w) float32; its values stay within the minimum and maximum of each row of what sets out.
     Raises:
@@ -58,12 +60,20 @@ def random_walk(
     step = transition(affinities[:n_pairs], radius, beta)
     rows = np.ascontiguousarray(scores.reshape(n_classes, -1).T, dtype=np.float32)
     for _ in range(steps):
+        check()
         rows = step @ rows
     return np.ascontiguousarray(rows.T).reshape(n_classes, height, width)
 
 
 def refine(
-    probabilities: NDArray[Any], affinities: NDArray[Any], *, stride: int, radius: int, beta: float, steps: int
+    probabilities: NDArray[Any],
+    affinities: NDArray[Any],
+    *,
+    stride: int,
+    radius: int,
+    beta: float,
+    steps: int,
+    check: Check = go_on,
 ) -> NDArray[np.float32]:
     """Scores of pixels after a walk over the cells of the affinities: averaged over each cell, walked, brought back.
 
@@ -86,7 +96,7 @@ def refine(
     whole = np.zeros((len(flat), rows * stride, columns * stride), dtype=np.float32)  # beyond the image nothing scores
     whole[:, :height, :width] = flat
     cells = whole.reshape(len(flat), rows, stride, columns, stride).mean(axis=(2, 4))
-    walked = random_walk(cells, affinities, radius=radius, beta=beta, steps=steps)
+    walked = random_walk(cells, affinities, radius=radius, beta=beta, steps=steps, check=check)
     pixels = [cv2.resize(one, whole.shape[:0:-1], interpolation=cv2.INTER_LINEAR) for one in walked]
     return np.ascontiguousarray(np.stack(pixels)[:, :height, :width]).reshape(probabilities.shape)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError, DataError
 from weakseg.random_walk import pair_offsets, random_walk, refine, transition
+from weakseg.stopping import StoppedError
 
 
 def dense(
@@ -159,3 +160,17 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
 def test_affinities_of_another_image_are_refused() -> None:
     with pytest.raises(DataError, match=r"9 x 7 has 2 x 1 cells of 8 pixels, got affinities \(34, 1, 2\)"):
         refine(np.ones((1, 9, 7)), np.ones((34, 1, 2)), stride=8, radius=5, beta=8, steps=1)
+
+
+def test_a_check_is_asked_before_each_step_and_may_end_the_walk() -> None:
+    scores, affinities, asked = np.ones((1, 4, 4)), np.ones((12, 4, 4)), []
+
+    def check() -> None:
+        asked.append(len(asked))
+        if len(asked) > 5:
+            raise StoppedError
+
+    random_walk(scores, affinities, radius=3, beta=1.0, steps=5, check=check)
+    assert len(asked) == 5
+    with pytest.raises(StoppedError):
+        random_walk(scores, affinities, radius=3, beta=1.0, steps=10**12, check=check)

@@ -5,8 +5,8 @@ Energy and mean-field updates of Krähenbühl & Koltun 2011, with U = -log P:
     Q <- softmax_c(-U + w_g (K_g Q) + w_b (K_b Q)),    started at softmax(-U), repeated `iterations` times
 
 K_g and K_b are the gaussian kernel on (x, y) and the bilateral one on (x, y, r, g, b), symmetrically normalised.
-Backends differ in how they multiply by K; each is a module with `marginals(image, probabilities, config)`. `lattice`
-computes without the GIL: several images in threads of one process take several cores.
+Backends differ in how they multiply by K; each is a module with `marginals(image, probabilities, config, check)`.
+`lattice` computes without the GIL: several images in threads of one process take several cores.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from weakseg.errors import ConfigError, DataError, WeaksegError
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import Check, go_on
 
 # What each backend needs that weakseg itself does not: import name, and how to get it.
 BACKENDS = {
@@ -30,7 +31,9 @@ BACKENDS = {
 }
 
 
-def refine(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+def refine(
+    image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig, check: Check = go_on
+) -> NDArray[np.float32]:
     """Marginals of the dense CRF whose unary term is -log(clip(probabilities, 1e-5, 1)).
 
     Args:
@@ -39,6 +42,7 @@ def refine(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfCon
             each by itself, at less than S times the cost: what depends on the image alone is made once.
         config: kernels; the spatial widths are scaled by long side / `reference_px` when that is set. With resolution
             "half", image and probabilities are averaged to half the side and the marginals brought back bilinearly.
+        check: called before each iteration; what it raises ends the work. Of `pydensecrf`, before each of the S.
     Returns:
         float32 like probabilities, sums to 1 over K; ones when K = 1.
     Raises:
@@ -54,8 +58,8 @@ def refine(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfCon
         return np.ones(probabilities.shape, dtype=np.float32)
     config = scaled(config, *image.shape[:2])
     if config.resolution == "half" and max(image.shape[:2]) > 1:
-        return _at_half_resolution(image, sets, config).reshape(probabilities.shape)
-    return _marginals(image, sets, config).reshape(probabilities.shape)
+        return _at_half_resolution(image, sets, config, check).reshape(probabilities.shape)
+    return _marginals(image, sets, config, check).reshape(probabilities.shape)
 
 
 def scaled(config: CrfConfig, height: int, width: int) -> CrfConfig:
@@ -107,20 +111,23 @@ def warm_up() -> bool:
     return True
 
 
-def _marginals(image: NDArray[np.uint8], sets: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+def _marginals(image: NDArray[np.uint8], sets: NDArray[Any], config: CrfConfig, check: Check) -> NDArray[np.float32]:
     """(S, K, H, W) by the config's backend, at the size of the image."""
     check_available(config.backend)
     module = import_module(f"weakseg.crf.{config.backend}")
-    marginals: NDArray[np.float32] = module.marginals(np.ascontiguousarray(image), sets, config)
+    marginals: NDArray[np.float32] = module.marginals(np.ascontiguousarray(image), sets, config, check)
     return marginals
 
 
-def _at_half_resolution(image: NDArray[np.uint8], sets: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+def _at_half_resolution(
+    image: NDArray[np.uint8], sets: NDArray[Any], config: CrfConfig, check: Check
+) -> NDArray[np.float32]:
     height, width = image.shape[:2]
     half = (width + 1) // 2, (height + 1) // 2
     small = _resized(sets.astype(np.float32), half, cv2.INTER_AREA)
     small_image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    whole = _resized(_marginals(small_image, small, _with_widths(config, 0.5)), (width, height), cv2.INTER_LINEAR)
+    marginals = _marginals(small_image, small, _with_widths(config, 0.5), check)
+    whole = _resized(marginals, (width, height), cv2.INTER_LINEAR)
     return np.asarray(whole / whole.sum(axis=1, keepdims=True), dtype=np.float32)
 
 

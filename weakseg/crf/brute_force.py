@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from weakseg.crf.unary import unary_from_probabilities
 from weakseg.errors import DataError
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import Check
 
 MAX_PIXELS = 32 * 32
 
 
-def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+def marginals(
+    image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig, check: Check
+) -> NDArray[np.float32]:
     """(S, K, H, W) from probabilities (S, K, H, W), with full kernel matrices, in float64; i = j is part of the sum."""
     height, width = image.shape[:2]
     if height * width > MAX_PIXELS:
@@ -29,6 +32,7 @@ def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: Crf
     logits = logits.reshape(*logits.shape[:2], -1)  # (S, K, N)
     q = _softmax(logits)
     for _ in range(config.iterations):
+        check()
         q = _softmax(logits + q @ pairwise)
     return q.reshape(probabilities.shape).astype(np.float32)
 

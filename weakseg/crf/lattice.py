@@ -11,13 +11,14 @@ from weakseg.crf import kernels, permutohedral
 from weakseg.crf.permutohedral import Filter
 from weakseg.crf.unary import unary_from_probabilities
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import Check
 
 WIDTHS = (1, 2, 4, 8)  # values that are filtered together: what fills a register; kernels exist for these
 BYTES_PER_PIXEL = 8 * (6 + 3) + 8 + 24  # tables of both lattices, their mass, the hash table; without values
 Array = NDArray[np.float32]
 
 
-def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig) -> Array:
+def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig, check: Check) -> Array:
     """(S, K, H, W) from C-contiguous image (H, W, 3) and probabilities (S, K, H, W), K >= 2.
 
     Only K - 1 of K labels are filtered: the messages to all labels of a pixel add up to `mass`, what the kernels make
@@ -45,6 +46,7 @@ def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: Crf
     if config.early_stop:
         kernels.relabel(q[:n_values], q_background, labels)
     for _ in range(config.iterations):
+        check()
         messages[:], q_background[:] = logits, background
         for f, buffer in zip(filters, buffers, strict=True):
             _add_filtered(f, q, messages, buffer)

@@ -10,11 +10,18 @@ from pydensecrf import densecrf
 
 from weakseg.crf.unary import unary_from_probabilities
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import Check
 
 
-def marginals(image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig) -> NDArray[np.float32]:
+def marginals(
+    image: NDArray[np.uint8], probabilities: NDArray[Any], config: CrfConfig, check: Check
+) -> NDArray[np.float32]:
     """(S, K, H, W) from C-contiguous image (H, W, 3) and probabilities (S, K, H, W)."""
-    return np.stack([_marginals(image, unary, config) for unary in unary_from_probabilities(probabilities)])
+    made = []
+    for unary in unary_from_probabilities(probabilities):
+        check()
+        made.append(_marginals(image, unary, config))
+    return np.stack(made)
 
 
 def _marginals(image: NDArray[np.uint8], unary: NDArray[np.float32], config: CrfConfig) -> NDArray[np.float32]:

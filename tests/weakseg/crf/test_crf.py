@@ -13,6 +13,7 @@ from weakseg import crf
 from weakseg.crf import permutohedral
 from weakseg.errors import ConfigError, DataError, WeaksegError
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import StoppedError
 
 BACKENDS = ["lattice", "pydensecrf", "brute_force"]
 
@@ -215,6 +216,25 @@ def test_it_can_stop_when_labels_settle() -> None:
     assert any(np.array_equal(stopped, one) for one in few)
 
 
+@pytest.mark.parametrize("resolution", ["full", "half"])
+@pytest.mark.parametrize("backend", ["lattice", "brute_force"])
+def test_a_check_is_asked_before_each_iteration_and_may_end_the_work(backend: str, resolution: str) -> None:
+    image, probabilities = scene(24, 3, 0)
+    config = CrfConfig(iterations=3, backend=backend, resolution=resolution)
+    asked = []
+
+    def check() -> None:
+        asked.append(len(asked))
+        if len(asked) > 3:
+            raise StoppedError
+
+    expected = crf.refine(image, probabilities, config)
+    np.testing.assert_array_equal(crf.refine(image, probabilities, config, check), expected)
+    assert len(asked) == 3
+    with pytest.raises(StoppedError):
+        crf.refine(image, probabilities, replace(config, iterations=10**12), check)
+
+
 def test_half_resolution_is_near_full() -> None:
     image, probabilities = scene(64, 3, 0)
     half = crf.refine(image, probabilities, CrfConfig(bilateral_srgb=13, resolution="half"))
@@ -322,6 +342,7 @@ caching.CacheImpl._locator_classes = []  # no place accepts a cache
 import numpy as np
 from weakseg import crf
 from weakseg.recipe import CrfConfig
+from weakseg.stopping import StoppedError
 image = np.zeros((4, 5, 3), np.uint8)
 print(crf.refine(image, np.ones((2, 4, 5)), CrfConfig(iterations=1)).sum())
 """
