@@ -751,8 +751,16 @@ class Output(google.protobuf.message.Message):
     MASK_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
     QUALITY_FIELD_NUMBER: builtins.int
+    REFINEMENT_FIELD_NUMBER: builtins.int
+    REFINEMENT_CUT_SHORT_FIELD_NUMBER: builtins.int
     kind: global___OutputKind.ValueType
     """The kind that was asked for."""
+    refinement: global___Refinement.ValueType
+    """Pseudo-masks only: what has sharpened it; never UNSPECIFIED."""
+    refinement_cut_short: builtins.bool
+    """Pseudo-masks only: set where the server had no time for the refinement that was asked for, by the request or the
+    manifest. The mask is then the one that REFINEMENT_NONE gives.
+    """
     @property
     def heatmaps(self) -> global___HeatmapSet:
         """The CAMs."""
@@ -777,9 +785,11 @@ class Output(google.protobuf.message.Message):
         mask: global___Mask | None = ...,
         threshold: global___Threshold | None = ...,
         quality: global___MaskQuality | None = ...,
+        refinement: global___Refinement.ValueType = ...,
+        refinement_cut_short: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "mask", b"mask", "quality", b"quality", "result", b"result", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "kind", b"kind", "mask", b"mask", "quality", b"quality", "result", b"result", "threshold", b"threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["heatmaps", b"heatmaps", "kind", b"kind", "mask", b"mask", "quality", b"quality", "refinement", b"refinement", "refinement_cut_short", b"refinement_cut_short", "result", b"result", "threshold", b"threshold"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["heatmaps", "mask"] | None: ...
 
 global___Output = Output
@@ -847,6 +857,7 @@ class SegmentResponse(google.protobuf.message.Message):
     SCORES_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    CACHED_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """As in the request."""
     model_sha256: builtins.str
@@ -855,6 +866,8 @@ class SegmentResponse(google.protobuf.message.Message):
     """Width of the image, turned by its orientation unless that was to be ignored."""
     image_height: builtins.int
     """Height of the image."""
+    cached: builtins.bool
+    """An earlier answer to an equal image and request of the same model, from the server's memory."""
     @property
     def model(self) -> global___ModelRef:
         """The model that answered, with its version."""
@@ -869,7 +882,7 @@ class SegmentResponse(google.protobuf.message.Message):
 
     @property
     def timing(self) -> global___Timing:
-        """Where the time went."""
+        """Where the time went; nowhere, where `cached` is set."""
 
     def __init__(
         self,
@@ -882,9 +895,10 @@ class SegmentResponse(google.protobuf.message.Message):
         scores: collections.abc.Iterable[global___ClassScore] | None = ...,
         outputs: collections.abc.Iterable[global___Output] | None = ...,
         timing: global___Timing | None = ...,
+        cached: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model", "timing", b"timing"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["image_height", b"image_height", "image_width", b"image_width", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "request_id", b"request_id", "scores", b"scores", "timing", b"timing"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached", b"cached", "image_height", b"image_height", "image_width", b"image_width", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "request_id", b"request_id", "scores", b"scores", "timing", b"timing"]) -> None: ...
 
 global___SegmentResponse = SegmentResponse
 
