@@ -39,6 +39,7 @@ from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
 from weakseg.segmentation import labels_from_logits, probabilities_from_logits
+from weakseg.stopping import Check, go_on
 from weakseg.threshold import Threshold, after_walk
 
 if TYPE_CHECKING:
@@ -79,6 +80,21 @@ class Request:
     heatmap_max_side: int | None = None
     heatmap_classes: tuple[int, ...] | None = None
     quality: bool = False
+
+    @property
+    def refinement(self) -> Refinement:
+        """What sharpens the pseudo-mask."""
+        if self.walk is not None:  # instead of `crf`; it may have one of its own
+            return "random_walk" if self.walk.crf is None else "random_walk_crf"
+        return "none" if self.crf is None else "crf"
+
+    @property
+    def refines(self) -> bool:
+        return "pseudo_mask" in self.outputs and self.refinement != "none"
+
+    def unrefined(self) -> Request:
+        """The same with refine="none"; it needs no other graphs than this one."""
+        return replace(self, crf=None, walk=None)
 
 
 class Model:
@@ -223,12 +239,13 @@ class Model:
             for graph in self.graphs_for(request)
         }
 
-    def finish(self, decoded: Decoded, outputs: GraphOutputs, request: Request) -> Result:
+    def finish(self, decoded: Decoded, outputs: GraphOutputs, request: Request, check: Check = go_on) -> Result:
         """From the graphs' outputs to full-size masks and heatmaps.
 
         Args:
             outputs: {graph: {output: array of this image, without the batch axis}} for `graphs_for(request)` and
                 `outputs_of(...)` each.
+            check: of the refinement, called between its steps; what it raises ends the work.
         """
         started = perf_counter()
         height, width = decoded.rgb.shape[:2]
@@ -244,7 +261,7 @@ class Model:
         if SEGMENTATION in outputs:
             result = self._finish_segmentation(result, decoded, outputs[SEGMENTATION], request)
         if "cam" in request.outputs or "pseudo_mask" in request.outputs:
-            result = self._finish_classifier(result, decoded, outputs, request)
+            result = self._finish_classifier(result, decoded, outputs, request, check)
         return replace(result, seconds={"postprocess": perf_counter() - started})
 
     def close(self) -> None:
@@ -268,7 +285,9 @@ class Model:
             result = replace(result, quality=result.quality | {"segmentation": rated})
         return replace(result, segmentation=labels)
 
-    def _finish_classifier(self, result: Result, decoded: Decoded, outputs: GraphOutputs, request: Request) -> Result:
+    def _finish_classifier(
+        self, result: Result, decoded: Decoded, outputs: GraphOutputs, request: Request, check: Check
+    ) -> Result:
         graph = self._classifier(request)
         scores = _finite(outputs[graph]["scores"], graph)
         cam = _finite(outputs[graph]["cam"], graph) / np.float32(self.manifest.graphs[graph].views)
@@ -288,9 +307,10 @@ class Model:
             if request.walk is not None:
                 affinities = np.clip(_finite(outputs[AFFINITY]["affinities"], AFFINITY), 0, 1)
                 walk = Walk(affinities, self.manifest.graphs[AFFINITY].stride, request.walk)
-            labels, rated = self._pseudo_mask(decoded, cam, present, threshold.t, config, walk, request.quality)
+            labels, rated = self._pseudo_mask(decoded, cam, present, threshold.t, config, walk, request.quality, check)
             made = refinement_settings(config, request.walk)
-            result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=made)
+            name = request.refinement
+            result = replace(result, pseudo_mask=labels, threshold=threshold, refinement=made, refined_by=name)
             if rated is not None:
                 result = replace(result, quality=result.quality | {"pseudo_mask": rated})
         return result
@@ -315,13 +335,14 @@ class Model:
         config: PseudoLabelConfig,
         walk: Walk | None,
         quality: bool,
+        check: Check,
     ) -> tuple[NDArray[Any], MaskQuality | None]:
         """At the size that the network saw, which bounds the CRF's time and memory; then at the image's, by nearest."""
         height, width = decoded.prepared.shape[:2]
         cam01 = upsample(normalise(cam[list(present)], self.manifest.cam.normalisation), height, width)
         classes = np.array(present, dtype=np.int32)
         n = len(self.classes)
-        made = pseudo_mask(decoded.prepared, cam01, classes, n, t, config, walk, with_shares=quality)
+        made = pseudo_mask(decoded.prepared, cam01, classes, n, t, config, walk, with_shares=quality, check=check)
         labels = _nearest(made.labels, *decoded.rgb.shape[:2])
         if not quality:
             return labels, None

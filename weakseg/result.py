@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import PROVENANCE, png_from_labels, provenance_text
 from weakseg.quality import MaskQuality
 from weakseg.threshold import Threshold
+
+if TYPE_CHECKING:
+    from weakseg.model import Refinement
 
 MaskKind: TypeAlias = Literal["segmentation", "pseudo_mask"]
 MASK_KINDS: tuple[MaskKind, ...] = ("segmentation", "pseudo_mask")
@@ -36,6 +39,8 @@ class Result:
     model: "name/version"; model_sha256: of its manifest.
     threshold: where the background of the pseudo-mask begins, and who chose that.
     refinement: what else made the pseudo-mask: band, crf (None = none); empty where a server does not say.
+    refined_by: what sharpened it, in a word. refinement_cut_short: a server had no time for what was asked, so it is as
+        refine="none" makes it.
     quality: {mask: how sure it is of itself} of the masks, see `weakseg.quality`.
     seconds: time per stage: decode, infer, postprocess.
     image: (height, width, 3) uint8 RGB, for `overlay`.
@@ -54,6 +59,8 @@ class Result:
     model_sha256: str = ""
     threshold: Threshold | None = None
     refinement: dict[str, Any] = field(default_factory=dict)
+    refined_by: Refinement | None = None
+    refinement_cut_short: bool = False
     quality: dict[MaskKind, MaskQuality] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     image: NDArray[np.uint8] | None = None
@@ -117,6 +124,8 @@ class Result:
             fields |= {"model": self.model, "model_sha256": self.model_sha256}
         if kind == "pseudo_mask" and self.threshold is not None:
             fields |= self.threshold.to_dict() | self.refinement
+            if self.refinement_cut_short:
+                fields["refinement_cut_short"] = True
         return provenance_text(fields)
 
     def _labels(self, kind: MaskKind | None) -> tuple[MaskKind, NDArray[Any]]:

@@ -17,7 +17,7 @@ from weakseg.manifest import OUTPUT_KINDS, OutputKind, colour_table
 from weakseg.masks.coco_rle import labels_from_rles
 from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.masks.polygons import Polygon, labels_from_polygons
-from weakseg.model import Refinement, Source, rgb_from_pixels
+from weakseg.model import REFINEMENTS, Refinement, Source, rgb_from_pixels
 from weakseg.quality import ClassQuality, MaskQuality
 from weakseg.result import MaskKind, Result
 from weakseg.threshold import Threshold
@@ -45,6 +45,7 @@ _REFINEMENTS = {
     "random_walk": pb.REFINEMENT_RANDOM_WALK,
     "random_walk_crf": pb.REFINEMENT_RANDOM_WALK_CRF,
 }
+_REFINEMENT_NAMES: dict[int, Refinement] = {_REFINEMENTS[name]: name for name in REFINEMENTS}
 _PRIORITIES = {"interactive": pb.PRIORITY_INTERACTIVE, "bulk": pb.PRIORITY_BULK}
 _STAGES = ("queue", "decode", "infer", "postprocess", "encode")
 
@@ -191,6 +192,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
     heatmaps: dict[str, NDArray[np.float32]] = {}
     threshold: Threshold | None = None
     made: dict[str, Any] = {}
+    refined_by: Refinement | None = None
     for output in response.outputs:
         if output.HasField("heatmaps"):
             for heatmap in output.heatmaps.heatmaps:
@@ -203,6 +205,7 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         if output.HasField("threshold"):
             made = provenance_of(output.mask.data) if output.mask.encoding == pb.MASK_ENCODING_PNG_INDEX else {}
             threshold = Threshold(output.threshold.value, output.threshold.rule, str(made.get("provenance", "")))
+            refined_by = _REFINEMENT_NAMES.get(output.refinement)
     return Result(
         info.classes,
         info.palette,
@@ -217,6 +220,8 @@ def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: O
         model_sha256=response.model_sha256,
         threshold=threshold,
         refinement={key: made[key] for key in ("band", "crf", "random_walk") if key in made},
+        refined_by=refined_by,
+        refinement_cut_short=any(output.refinement_cut_short for output in response.outputs),
         quality=quality,
         seconds={stage: _seconds(getattr(response.timing, stage)) for stage in _STAGES},
         image=image.pixels,

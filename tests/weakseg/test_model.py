@@ -25,6 +25,7 @@ from weakseg.masks.png import provenance_of
 from weakseg.model import Model
 from weakseg.quality import ClassQuality
 from weakseg.recipe import CrfConfig, WalkConfig
+from weakseg.stopping import StoppedError
 
 MODELS = Path(__file__).parents[1] / "data" / "bundles"
 RED, BLUE, IGNORE = 1, 3, 255
@@ -465,3 +466,24 @@ def test_labels_that_say_not_finite():
     model, _ = labelling(np.full((1, 40, 60), 255, np.uint8))
     with pytest.raises(ModelFailedError, match="graph segmentation gave values that are not finite"):
         model.segment(np.zeros((40, 60, 3), np.uint8))
+
+
+@pytest.mark.parametrize("refine", ["crf", "random_walk", "random_walk_crf"])
+def test_what_is_stopped_can_be_finished_without_refinement(walking, refine):
+    request = walking.request(outputs=["pseudo_mask"], refine=refine)
+    assert request.refines and request.refinement == refine
+    assert request.unrefined() == walking.request(outputs=["pseudo_mask"], refine="none")
+    assert not walking.request(outputs=["cam"], refine=refine).refines
+    decoded = walking.decode(picture())
+    outputs = walking.infer(decoded, request)
+
+    def stop():
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        walking.finish(decoded, outputs, request, stop)
+    plain = walking.finish(decoded, outputs, request.unrefined(), stop)
+    expected = walking.segment(picture(), outputs=["pseudo_mask"], refine="none")
+    np.testing.assert_array_equal(plain.mask, expected.mask)
+    assert plain.mask_text("pseudo_mask") == expected.mask_text("pseudo_mask")
+    assert plain.refined_by == "none" and walking.finish(decoded, outputs, request).refined_by == refine
