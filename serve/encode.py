@@ -21,6 +21,7 @@ from weakseg.manifest import OutputKind
 from weakseg.masks.coco_rle import rles_from_labels
 from weakseg.masks.png import png_from_labels
 from weakseg.masks.polygons import Polygon, polygons_from_labels
+from weakseg.model import Refinement
 from weakseg.quality import MaskQuality
 from weakseg.result import Result
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -30,6 +31,13 @@ KIND_NAMES: dict[int, OutputKind] = {
     pb.OUTPUT_KIND_PSEUDO_MASK: "pseudo_mask",
     pb.OUTPUT_KIND_SEGMENTATION: "segmentation",
 }
+REFINEMENT_NAMES: dict[pb.Refinement.ValueType, Refinement] = {
+    pb.REFINEMENT_NONE: "none",
+    pb.REFINEMENT_CRF: "crf",
+    pb.REFINEMENT_RANDOM_WALK: "random_walk",
+    pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
+}
+_REFINEMENTS = {name: value for value, name in REFINEMENT_NAMES.items()}
 _RAW_DTYPES: dict[int, Any] = {pb.MASK_ENCODING_RAW_U8: np.uint8, pb.MASK_ENCODING_RAW_U16: np.dtype("<u2")}
 
 
@@ -190,6 +198,8 @@ def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     output = pb.Output(kind=spec.kind, mask=mask)
     if is_pseudo and result.threshold is not None:
         output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule
+    if is_pseudo and result.refined_by is not None:
+        output.refinement, output.refinement_cut_short = _REFINEMENTS[result.refined_by], result.refinement_cut_short
     if spec.quality:
         output.quality.CopyFrom(_quality(result.quality[kind]))
     return output

@@ -72,6 +72,9 @@ class Metrics:
         self.queue_limit = self._gauge("weakseg_queue_limit", "Requests in the server beyond which one is refused")
         self.inflight = self._gauge("weakseg_inflight", "Requests in the server")
         self.rejected = self._counter("weakseg_rejected_total", "Images without an answer, by reason", ("reason",))
+        self.refinements_cut = self._counter(
+            "weakseg_refinements_cut_short_total", "Pseudo-masks without the refinement asked for", model
+        )
         self.model_state = self._gauge("weakseg_model_state", "1 for the state a model is in", (*model, "state"))
         self.model_load_seconds = self._gauge("weakseg_model_load_seconds", "How long loading took", model)
         self.model_info = self._gauge("weakseg_model_info", "Always 1", (*model, "sha256", "provider", "threads"))
@@ -98,7 +101,14 @@ class Metrics:
         self._gone.append((name, version))
         if len(self._gone) > KEPT_VERSIONS:
             oldest = dict(zip(("model", "version"), self._gone.popleft(), strict=True))
-            for counter in (self.requests, self.request_seconds, self.batch_size, self.images, self.executions):
+            for counter in (
+                self.requests,
+                self.request_seconds,
+                self.batch_size,
+                self.images,
+                self.executions,
+                self.refinements_cut,
+            ):
                 counter.remove_by_labels(oldest)
 
     def keep_model(self, name: str, version: str) -> None:

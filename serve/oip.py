@@ -175,6 +175,9 @@ def response_from_answers(
             tensor.parameters["threshold"].double_param = threshold.t
             tensor.parameters["threshold_rule"].string_param = threshold.rule
             tensor.parameters["ignore_value"].int64_param = ignore_value(batch[0])
+            tensor.parameters["refinement"].string_param = ",".join(str(result.refined_by) for result in results)
+            cut_short = any(result.refinement_cut_short for result in results)
+            tensor.parameters["refinement_cut_short"].bool_param = cut_short
     response.parameters["model_sha256"].string_param = results[0].model_sha256
     response.parameters["batch_size"].int64_param = min(answer.batch_size for answer in answers)
     seconds = {stage: max(answer.seconds[stage] for answer in answers) for stage in _STAGES[:-1]}

@@ -1,8 +1,11 @@
-"""What happens to one image: decode → batch → finish → encode. No gRPC in here; every front end drives this one.
+"""What happens to one image: decode → batch → refine → finish → encode. No gRPC in here; all front ends drive this one.
 
 The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
 batcher's. At most `limit` requests are inside at once, whatever step they are at, so memory is bounded; one more is
 refused before anything is done for it.
+
+CRF and random walk have threads of their own, so that they keep no other mask waiting, and may have a budget: an
+interactive request that has waited and been refined for so long gets the mask without them.
 
 Of bulk requests at most `bulk_limit` are inside: they are refused while there are places for others. A pool has no more
 of them than threads, so that an interactive request there waits for one of them to finish, not for all.
@@ -14,7 +17,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -27,6 +30,7 @@ from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
 from serve.drift import Windows
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
+from serve.refining import Refiners
 from weakseg.errors import (
     DataError,
     DeadlineTooShortError,
@@ -42,6 +46,7 @@ from weakseg.image import SERVICE_FORMATS, probe
 from weakseg.model import Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
 from weakseg.result import Result
+from weakseg.stopping import Check, StoppedError, go_on
 
 if TYPE_CHECKING:  # an extra
     from serve.tracing import Trace, Tracing
@@ -106,6 +111,7 @@ class Pipeline:
         bulk_wait_s: float,
         max_pixels: int,
         rate_limit: RateLimit,
+        refiners: Refiners,
         tracing: Tracing | None = None,
     ) -> None:
         self.limit = queue_limit + max_batch
@@ -114,6 +120,7 @@ class Pipeline:
         self.inflight_bulk = 0
         self.draining = False
         self.windows = Windows()
+        self.refiners = refiners
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
@@ -140,6 +147,7 @@ class Pipeline:
         await self._batcher.close()
         for pool in (self._decoders, self._finishers):
             await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self.refiners.close)
 
     async def close_model(self, model: Model) -> None:
         """When no execution of its graphs is under way any more, such as for a caller that has gone."""
@@ -214,7 +222,15 @@ class Pipeline:
         for stage in ("queue_s", "infer_s"):
             self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
         self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
-        return await self._in(self._finishers, job.priority, self._answer, job, held, runs, then)
+        refined = await self._refined(job, held[0], dict(runs)) if job.request.refines else []
+        return await self._in(self._finishers, job.priority, self._answer, job, held, runs, refined, then)
+
+    async def _refined(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> list[Answer]:
+        """The answer, for a thread to take out of the list; empty = it took too long."""
+        refined = await self.refiners.run(job.priority, partial(self._refine, job, decoded, runs))
+        if not refined:
+            self._metrics.refinements_cut.labels(job.name, job.version).inc()
+        return refined or []
 
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded, job.request)
@@ -244,22 +260,43 @@ class Pipeline:
         self._end(job, "decode", started)
         return decoded
 
-    def _answer(self, job: Job, held: list[Decoded], runs: dict[str, BatchAnswer], then: Callable[[Answer], T]) -> T:
+    def _refine(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], check: Check) -> list[Answer]:
+        """Empty when it was stopped: here, so that what its frames hold is given back by this thread."""
         try:
             job.check_time()
-            answer = self._finish(job, held.pop(), runs)
+            return [self._finish(job, decoded, runs, check)]
+        except StoppedError:
+            return []
+
+    def _answer(
+        self,
+        job: Job,
+        held: list[Decoded],
+        runs: dict[str, BatchAnswer],
+        refined: list[Answer],
+        then: Callable[[Answer], T],
+    ) -> T:
+        try:
+            job.check_time()
+            answer = refined.pop() if refined else self._unrefined(job, held[0], runs)
+            window = self.windows.of(job.model)
+            if window is not None:
+                window.add(held[0].prepared, answer.result.scores)
             job.check_time()
             return then(answer)
         finally:
             held.clear()
             runs.clear()
 
-    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
+    def _unrefined(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
+        """Of a request that is to be refined: what it would get with refine="none", and the mark that says so."""
+        answer = self._finish(replace(job, request=job.request.unrefined()), decoded, runs)
+        return replace(answer, result=replace(answer.result, refinement_cut_short=job.request.refines))
+
+    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], check: Check = go_on) -> Answer:
         started = monotonic()
-        result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()})
-        window = self.windows.of(job.model)
-        if window is not None:
-            window.add(decoded.prepared, result.scores)
+        result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()}, check)
+        check()  # not counted when nobody takes it
         seconds = {
             "queue": sum(run.queue_s for run in runs.values()),
             "decode": decoded.seconds,
@@ -320,10 +357,10 @@ def _as_it_is(answer: Answer) -> Answer:
     return answer
 
 
-def _result(job: Job, decoded: Decoded, outputs: GraphOutputs) -> Result:
+def _result(job: Job, decoded: Decoded, outputs: GraphOutputs, check: Check) -> Result:
     """`Model.finish`, its errors as a client should see them."""
     try:
-        return job.model.finish(decoded, outputs, job.request)
+        return job.model.finish(decoded, outputs, job.request, check)
     except ModelFailedError as error:
         raise ModelRunError(str(error)) from error
     except (ServiceError, DataError):

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.batcher import Priority
-from serve.encode import KIND_NAMES, check_mask_encoding
+from serve.encode import KIND_NAMES, REFINEMENT_NAMES, check_mask_encoding
 from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
 from weakseg.errors import ImageError, InvalidRequestError, UnknownClassError
 from weakseg.manifest import OutputKind
 from weakseg.masks.polygons import MAX_TOLERANCE_PX
-from weakseg.model import Model, Refinement, Request
+from weakseg.model import Model, Request
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 MAX_REQUEST_ID = 128
@@ -26,14 +26,6 @@ RANGES: dict[Literal["background_threshold", "background_alpha", "polygon_tolera
     "background_threshold": (0.001, 0.999),
     "background_alpha": (0.01, 1000.0),
     "polygon_tolerance": (0.0, MAX_TOLERANCE_PX),
-}
-
-
-REFINEMENT_NAMES: dict[int, Refinement] = {
-    pb.REFINEMENT_NONE: "none",
-    pb.REFINEMENT_CRF: "crf",
-    pb.REFINEMENT_RANDOM_WALK: "random_walk",
-    pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
 }
 MASK_ENCODINGS = frozenset(pb.MaskEncoding.values())
 HEATMAP_ENCODINGS = frozenset(pb.HeatmapEncoding.values())

@@ -35,10 +35,10 @@ from serve.oip import InferenceService
 from serve.pipeline import Pipeline
 from serve.ports import listen
 from serve.rate_limit import RateLimit
+from serve.refining import Refiners
 from serve.repository import BundleFolder
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
-from weakseg import crf
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
 from weakseg.model import Model
@@ -86,6 +86,7 @@ class Server:
             bulk_wait_s=config.bulk_wait_s,
             max_pixels=config.max_pixels,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
+            refiners=Refiners(config.refine_threads or self.threads, config.refine_budget_ms / 1000 or None),
             tracing=self.tracing,
         )
         self.models = Models()
@@ -257,7 +258,7 @@ class Server:
 
     async def _warm_up(self) -> None:
         """The first pseudo-mask should not wait for the CRF's kernels; the log says whether there is a CRF at all."""
-        log.info("dense CRF", extra={"fields": {"available": await asyncio.to_thread(crf.warm_up)}})
+        log.info("dense CRF", extra={"fields": {"available": await self.pipeline.refiners.warm_up()}})
 
     async def _watch_lag(self) -> None:
         while True:

@@ -59,6 +59,8 @@ class ServeConfig(BaseModel):
     bulk_wait_s: NotNegative = 5.0  # bulk images give way to interactive ones that come up to so much later
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
+    refine_threads: Positive | None = None  # for CRF and random walk alone; None = as many as `threads`
+    refine_budget_ms: NotNegative = 0.0  # then an interactive request gets the mask without them; 0 = all they need
     runtime: str = "onnxruntime"
     provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32

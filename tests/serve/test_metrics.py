@@ -35,6 +35,7 @@ NAMES = {
     "weakseg_queue_limit",
     "weakseg_inflight",
     "weakseg_rejected",
+    "weakseg_refinements_cut_short",
     "weakseg_model_state",
     "weakseg_model_load_seconds",
     "weakseg_model_info",
@@ -169,6 +170,7 @@ def test_one_model_has_at_most_500_series_whatever_was_asked_and_however_it_ende
     for model, code in itertools.product([("toy", "1"), ("", "")], codes):  # none, where it was refused before
         metrics.requests.labels(*model, code).inc()
         metrics.request_seconds.labels(*model).observe(1.0)
+    metrics.refinements_cut.labels("toy", "1").inc()
     reasons = {kind.reason for kind in all_kinds(WeaksegError)} | {"CANCELLED", "INTERNAL"}
     assert {kind.reason for kind in all_kinds(ServiceError)} <= reasons
     for reason in reasons:

@@ -55,7 +55,7 @@ def test_without_any_of_them_there_are_the_defaults_and_a_config_reads_none(vari
 
 
 def test_every_field_can_come_from_the_environment(monkeypatch):
-    special = {"bundle": "", "threads": "1", "provider": "cpu", "warm_up": "", "admin_port": "1"}
+    special = {"bundle": "", "threads": "1", "refine_threads": "1", "provider": "cpu", "warm_up": "", "admin_port": "1"}
     paths = [name for name, field in ServeConfig.model_fields.items() if field.annotation == Path | None]
     special |= dict.fromkeys(paths, "x")
     together = {"tls_cert": {"tls_key"}, "tls_key": {"tls_cert"}, "tls_client_ca": {"tls_cert", "tls_key"}}
