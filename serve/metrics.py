@@ -75,6 +75,9 @@ class Metrics:
         self.refinements_cut = self._counter(
             "weakseg_refinements_cut_short_total", "Pseudo-masks without the refinement asked for", model
         )
+        self.cache_hits = self._counter("weakseg_cache_hits_total", "Answers that were given from memory")
+        self.cache_misses = self._counter("weakseg_cache_misses_total", "Requests that no answer was kept for")
+        self.cache_bytes = self._gauge("weakseg_cache_bytes", "Size of the answers that are kept")
         self.model_state = self._gauge("weakseg_model_state", "1 for the state a model is in", (*model, "state"))
         self.model_load_seconds = self._gauge("weakseg_model_load_seconds", "How long loading took", model)
         self.model_info = self._gauge("weakseg_model_info", "Always 1", (*model, "sha256", "provider", "threads"))

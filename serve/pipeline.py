@@ -186,10 +186,22 @@ class Pipeline:
             answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, held, strict=True))
             return await self._in(self._finishers, priority, self._encode, jobs[0], encode, answers)
 
-    @contextmanager
-    def _admitted(self, n: int, priority: Priority) -> Iterator[None]:
+    def admit_known(self) -> None:
+        """A request whose answer is known: it takes no place, but counts for the rate limit.
+
+        Raises:
+            DrainingError, RateLimitedError
+        """
+        self._check_open()
+        self._rate_limit.take(CLIENT.get(), monotonic())
+
+    def _check_open(self) -> None:
         if self.draining:
             raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
+
+    @contextmanager
+    def _admitted(self, n: int, priority: Priority) -> Iterator[None]:
+        self._check_open()
         more = "one" if n == 1 else str(n)
         if self.inflight + n > self.limit:
             raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import timestamp_pb2
 
+from serve.cache import ResponseCache
 from serve.calls import Call, Context, call_of, counted
 from serve.encode import KIND_NAMES, class_infos, drift_message, response_from_answer
 from serve.interceptors import SERVICE, model_name, status_from_error
@@ -51,6 +52,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         self._pipeline = pipeline
         self._metrics = metrics
         self._tracing = tracing
+        self._cache = ResponseCache(config.cache_mib * 2**20, metrics) if config.cache_mib else None
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:  # noqa: N802
         return await self._segment(request, call_of(f"{SERVICE}/Segment", context))
@@ -133,11 +135,24 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     priority=outcome.priority,
                     trace=outcome.trace,
                 )
-                encode = partial(response_from_answer, request=request, limit_bytes=self._config.max_message_bytes)
-                response, outcome.response_bytes = await self._pipeline.segment(job, encode)
+                response, outcome.response_bytes = await self._answer(job, request)
             outcome.fields = {"width": response.image_width, "height": response.image_height}
+            if self._cache is not None:
+                outcome.fields["cached"] = response.cached
             outcome.fields |= _timing_fields(response.timing)
         return response
+
+    async def _answer(self, job: Job, request: pb.SegmentRequest) -> tuple[pb.SegmentResponse, int]:
+        """The response to a valid request and its size, from the cache or the pipeline."""
+        limit_bytes = self._config.max_message_bytes
+        encode = partial(response_from_answer, request=request, limit_bytes=limit_bytes)
+        if self._cache is None:
+            return await self._pipeline.segment(job, encode)
+        key, known = await asyncio.to_thread(self._cache.find, request, job.model.bundle.sha256)
+        if known is None or known[1] > limit_bytes:  # of this request's longer id
+            return await self._pipeline.segment(job, partial(self._cache.keeping, key, encode))
+        self._pipeline.admit_known()
+        return known
 
     def _describe(self, entry: Entry) -> pb.Model:
         message = pb.Model(

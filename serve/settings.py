@@ -57,6 +57,7 @@ class ServeConfig(BaseModel):
     queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
     bulk_share: Share = 0.5  # of these, that bulk requests may take, at least a batch
     bulk_wait_s: NotNegative = 5.0  # bulk images give way to interactive ones that come up to so much later
+    cache_mib: Annotated[int, Field(ge=0)] = 0  # of answers, for requests that are equal to earlier ones; 0 = none
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
     refine_threads: Positive | None = None  # for CRF and random walk alone; None = as many as `threads`
