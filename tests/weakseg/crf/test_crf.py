@@ -2,6 +2,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from weakseg.errors import ConfigError, DataError, WeaksegError
 from weakseg.recipe import CrfConfig
 from weakseg.stopping import StoppedError
 
-BACKENDS = ["lattice", "pydensecrf", "brute_force"]
+needs_pydensecrf = pytest.mark.skipif(find_spec("pydensecrf") is None, reason="needs the extra `crf`: make oracle")
+BACKENDS = ["lattice", pytest.param("pydensecrf", marks=needs_pydensecrf), "brute_force"]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
