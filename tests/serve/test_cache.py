@@ -244,7 +244,7 @@ def test_a_replaced_model_gives_its_own_answer_and_the_old_one_its_old(serving, 
     with stub_of(running) as stub:
         for manifest in (before, json.dumps(json.loads(before) | {"presence": 0.25}), before):
             (folder / "manifest.json").write_text(manifest)
-            running.call(running.server.models.reload())
+            running.call(running.server.lifecycle.reload())
             answers += [stub.Segment(request(png(colours), spec("CAM"))) for _ in range(2)]
     assert [answer.cached for answer in answers] == [False, True, False, True, True, True]
     hashes = [answer.model_sha256 for answer in answers]
