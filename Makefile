@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,9 +121,13 @@ soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES
 proto: $(STAMP)  ## write weakseg/v1 and serve/inference from proto/
 	proto/generate.sh
 
-proto-check: $(STAMP)  ## fail on stale stubs, or a contract that buf does not like
+proto-check: $(STAMP)  ## fail on stale stubs, on what buf does not like, and on what would break clients
 	proto/generate.sh --check
 	proto/generate.sh --lint
+
+proto-freeze: $(STAMP)  ## what clients may rely on from now on: the contract as it is, and messages of it
+	proto/generate.sh --freeze
+	$(BIN)/python tests/data/make_messages.py
 
 report: $(STAMP)  ## draw the report of RUN=runs/demo again
 	$(BIN)/weakseg report $(RUN)

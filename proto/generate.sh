@@ -4,7 +4,8 @@
 #
 #   proto/generate.sh            write them
 #   proto/generate.sh --check    exit 1 if they are not what would be written
-#   proto/generate.sh --lint     buf lint (needs `buf` in .venv or on the PATH)
+#   proto/generate.sh --lint     buf lint, and buf breaking against the frozen contract (`buf` in .venv or on the PATH)
+#   proto/generate.sh --freeze   write the frozen contract, proto/contract.binpb: what clients out there may rely on
 #
 # grpcio-tools lives in an environment of its own, .venv-proto, created here when absent: stubs of 1.71.2 import under
 # protobuf 5, 6 and 7; those of later releases do not import under 5.
@@ -34,6 +35,14 @@ generate() { # generate FROM TO ROOT: stubs of the .proto files of the folder FR
     echo "\"\"\"Stubs generated from $1 by proto/generate.sh; never edited.\"\"\"" >"$3/$2/__init__.py"
 }
 
+image() { # image FILE OPTION...: a FileDescriptorSet of ours, of what they import, and of the details of errors
+    local protos
+    mapfile -t protos < <(cd proto && find weakseg inference -name '*.proto' | sort)
+    protoc -I proto --include_imports --descriptor_set_out="$@" "${protos[@]}" google/rpc/error_details.proto
+}
+
+our_files=(--config proto/buf.yaml --path weakseg --path inference)
+
 stubs() { # stubs ROOT: everything, below ROOT
     generate proto/weakseg/v1 weakseg/v1 "$1"
     generate proto/inference serve/inference "$1"
@@ -61,13 +70,17 @@ case "${1:-}" in
     done
     ;;
 --lint)
-    # Offline buf cannot resolve google.rpc, so it lints an image that protoc made, and of it only our files.
-    mapfile -t protos < <(cd proto && find weakseg inference -name '*.proto' | sort)
-    protoc -I proto --include_imports --include_source_info --descriptor_set_out="$temporary/image.binpb" "${protos[@]}"
-    PATH="$PWD/.venv/bin:$PATH" buf lint "$temporary/image.binpb" --config proto/buf.yaml --path weakseg --path inference
+    # Offline buf cannot resolve google.rpc, so it looks at images that protoc made, and of them only at our files.
+    PATH="$PWD/.venv/bin:$PATH"
+    image "$temporary/image.binpb" --include_source_info
+    buf lint "$temporary/image.binpb" "${our_files[@]}"
+    buf breaking "$temporary/image.binpb" --against proto/contract.binpb "${our_files[@]}"
+    ;;
+--freeze)
+    image proto/contract.binpb
     ;;
 *)
-    echo "usage: proto/generate.sh [--check|--lint]" >&2
+    echo "usage: proto/generate.sh [--check|--lint|--freeze]" >&2
     exit 2
     ;;
 esac
