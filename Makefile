@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,13 @@ $(TRITONCLIENT)/.installed: Makefile
 
 test-oip: $(STAMP) $(TRITONCLIENT)/.installed  ## the Open Inference Protocol, asked by NVIDIA's tritonclient
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/serve/test_tritonclient_slow.py
+
+examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
+	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+test-node: $(STAMP) examples/node/node_modules/.package-lock.json  ## the example for Node.js, asked of a real server; needs Node.js
+	$(TEST_ENV) $(BIN)/python -m pytest tests/serve/test_node.py
 
 # An environment of its own: onnxruntime-gpu takes onnxruntime's place.
 $(GPU)/.installed: pyproject.toml constraints.txt
