@@ -12,6 +12,7 @@ they met first until the server no longer has it.
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -21,7 +22,7 @@ from typing import Any, Literal, Unpack, overload
 import grpc
 
 from weakseg.channel import AccessOptions, Patience, channel_options, credentials, metadata, trace_metadata
-from weakseg.client_state import KnownModel, OnError, StreamOrder
+from weakseg.client_state import Failed, KnownModel, OnError, StreamOrder
 from weakseg.errors import ModelNotFoundError, WeaksegError
 from weakseg.model import Source
 from weakseg.result import Result
@@ -39,6 +40,9 @@ from weakseg.wire_errors import error_from_rpc
 
 TIMEOUT_S = 30.0
 MAX_MESSAGE_BYTES = 32 * 2**20
+
+# Of a stream: an answer, an image that was never sent, an error that ends it; None = no more answers.
+Event = pb.SegmentStreamResponse | Failed | Exception | None
 
 
 class Client:
@@ -125,36 +129,16 @@ class Client:
     ) -> Iterator[Result | WeaksegError]:
         """Results of many images in their order, over one stream that keeps `in_flight` of them under way.
 
-        `images` is read lazily, from another thread. An image that fails raises its error or, with on_error="return",
-        stands as an error among the results. A connection that breaks always raises.
+        `images` is read lazily, from another thread; what it raises is raised here. An image that fails raises its
+        error or, with on_error="return", stands as an error among the results. A connection that breaks always raises.
         """
-        order = StreamOrder(in_flight, on_error)
-        slots, closed = threading.Semaphore(in_flight), threading.Event()
-        info = self._info()
+        return self._stream(images, StreamOrder(in_flight, on_error), options)
 
-        def requests() -> Iterator[pb.SegmentStreamRequest]:
-            for image in images:
-                slots.acquire()
-                if closed.is_set():
-                    return
-                request = order.request(image, info, options)
-                if request is None:
-                    slots.release()  # here and not in its turn: no response may ever come to wake who takes turns
-                else:
-                    yield request
-
-        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
-        try:
-            for response in call:
-                order.settle(response, self._known, info)
-                yield from order.in_turn(slots.release)
-            yield from order.in_turn(slots.release)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
-        finally:
-            closed.set()
-            slots.release()  # the thread that reads images may wait for one
-            call.cancel()  # type: ignore[no-untyped-call]
+    def segment_unordered(
+        self, images: Iterable[Source], *, in_flight: int = 8, **options: Unpack[SegmentOptions]
+    ) -> Iterator[tuple[int, Result | WeaksegError]]:
+        """`segment_many` without order: (index of an image, its result or error), no one waiting for a slower one."""
+        return self._stream(images, StreamOrder(in_flight, "return", ordered=False), options)
 
     def model(self) -> ModelInfo:
         """The model that this client asks, as the server describes it now."""
@@ -181,6 +165,49 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _stream(self, images: Iterable[Source], order: StreamOrder, options: SegmentOptions) -> Iterator[Any]:
+        """gRPC's thread reads images, one of ours the responses, and the caller takes what came of either."""
+        slots, closed = threading.Semaphore(order.in_flight), threading.Event()
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        info = self._info()
+
+        def requests() -> Iterator[pb.SegmentStreamRequest]:
+            try:
+                for image in images:
+                    slots.acquire()
+                    if closed.is_set():
+                        return
+                    request = order.request(image, info, options)
+                    if isinstance(request, tuple):
+                        events.put(request)
+                    else:
+                        yield request
+            except Exception as error:
+                events.put(error)
+
+        def receive() -> None:
+            try:
+                for response in call:
+                    events.put(response)
+                events.put(None)
+            except Exception as error:
+                events.put(error)
+
+        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
+        threading.Thread(target=receive, daemon=True).start()
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, grpc.RpcError):
+                    raise error_from_rpc(event, self.target) from event
+                if isinstance(event, Exception):
+                    raise event
+                order.settle(event, self._known, info)
+                yield from order.in_turn(slots.release)
+        finally:
+            closed.set()
+            slots.release()  # the thread that reads images may wait for one
+            call.cancel()  # type: ignore[no-untyped-call]
 
     def _info(self) -> ModelInfo:
         return self._known.info or self._known.learn(self.model())
@@ -250,7 +277,7 @@ class AsyncClient:
         on_error: Literal["return"],
         **options: Unpack[SegmentOptions],
     ) -> AsyncIterator[Result | WeaksegError]: ...
-    async def segment_many(
+    def segment_many(
         self,
         images: Iterable[Source],
         *,
@@ -259,31 +286,13 @@ class AsyncClient:
         **options: Unpack[SegmentOptions],
     ) -> AsyncIterator[Result | WeaksegError]:
         """Results of many images in their order; see `Client.segment_many`."""
-        order = StreamOrder(in_flight, on_error)
-        slots = asyncio.Semaphore(in_flight)
-        info = await self._info()
+        return self._stream(images, StreamOrder(in_flight, on_error), options)
 
-        async def requests() -> AsyncIterator[pb.SegmentStreamRequest]:
-            for image in images:
-                await slots.acquire()
-                request = await asyncio.to_thread(order.request, image, info, options)
-                if request is None:
-                    slots.release()
-                else:
-                    yield request
-
-        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
-        try:
-            async for response in call:
-                await asyncio.to_thread(order.settle, response, self._known, info)
-                for result in order.in_turn(slots.release):
-                    yield result
-            for result in order.in_turn(slots.release):
-                yield result
-        except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from error
-        finally:
-            call.cancel()
+    def segment_unordered(
+        self, images: Iterable[Source], *, in_flight: int = 8, **options: Unpack[SegmentOptions]
+    ) -> AsyncIterator[tuple[int, Result | WeaksegError]]:
+        """(index of the image, its result or error) as they come; see `Client.segment_unordered`."""
+        return self._stream(images, StreamOrder(in_flight, "return", ordered=False), options)
 
     async def model(self) -> ModelInfo:
         """The model that this client asks, as the server describes it now."""
@@ -311,6 +320,48 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _stream(
+        self, images: Iterable[Source], order: StreamOrder, options: SegmentOptions
+    ) -> AsyncIterator[Any]:
+        slots = asyncio.Semaphore(order.in_flight)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        info = await self._info()
+
+        async def requests() -> AsyncIterator[pb.SegmentStreamRequest]:
+            try:
+                for image in images:
+                    await slots.acquire()
+                    request = await asyncio.to_thread(order.request, image, info, options)
+                    if isinstance(request, tuple):
+                        events.put_nowait(request)
+                    else:
+                        yield request
+            except Exception as error:
+                events.put_nowait(error)
+
+        async def receive() -> None:
+            try:
+                async for response in call:
+                    events.put_nowait(response)
+                events.put_nowait(None)
+            except Exception as error:
+                events.put_nowait(error)
+
+        call = self._stub.SegmentStream(requests(), metadata=(*self._metadata, *trace_metadata()))
+        receiving = asyncio.create_task(receive())
+        try:
+            while (event := await events.get()) is not None:
+                if isinstance(event, grpc.RpcError):
+                    raise error_from_rpc(event, self.target) from event
+                if isinstance(event, Exception):
+                    raise event
+                await asyncio.to_thread(order.settle, event, self._known, info)
+                for result in order.in_turn(slots.release):
+                    yield result
+        finally:
+            call.cancel()
+            receiving.cancel()
 
     async def _info(self) -> ModelInfo:
         return self._known.info or self._known.learn(await self.model())

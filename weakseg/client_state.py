@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from weakseg.errors import ConfigError, ModelFailedError, ModelLoadingError, ServiceError, WeaksegError
 from weakseg.model import Source
@@ -20,6 +20,7 @@ from weakseg.wire import (
 from weakseg.wire_errors import error_from_status
 
 OnError = Literal["raise", "return"]
+Failed = tuple[int, WeaksegError]  # an image, by its index, that was never sent
 
 
 class KnownModel:
@@ -53,56 +54,67 @@ class KnownModel:
 
 
 class StreamOrder:
-    """Results of a stream put back into the order of their images. Requests and responses may be in two threads.
+    """Results of a stream put back into the order of their images, or given as they come with the image's index.
 
     At most `in_flight` images are under way or wait for their turn: the caller takes a slot for each, and gets it back
-    when the image has had its turn.
+    when the image has had its turn. `request` may be called in another thread than the rest.
     """
 
-    def __init__(self, in_flight: int, on_error: OnError) -> None:
+    def __init__(self, in_flight: int, on_error: OnError, *, ordered: bool = True) -> None:
         if in_flight < 1:
             raise ConfigError(f"in_flight must be at least 1, got {in_flight}")
         if on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return', got {on_error!r}")
+        self.in_flight = in_flight
         self._on_error = on_error
+        self._ordered = ordered
         self._n_images = 0
         self._images: dict[int, Outgoing] = {}
         self._settled: dict[int, Result | WeaksegError] = {}
-        self._never_sent: set[int] = set()
         self._turn = 0
 
-    def request(self, image: Source, info: ModelInfo, options: SegmentOptions) -> pb.SegmentStreamRequest | None:
-        """The message of the next image; None = it failed already, keeps no slot, and takes its turn as an error."""
+    def request(self, image: Source, info: ModelInfo, options: SegmentOptions) -> pb.SegmentStreamRequest | Failed:
+        """The message of the next image, unless it has failed already: that is to be settled."""
         index = self._n_images
         self._n_images += 1
         try:
             outgoing = outgoing_from_source(image, ignore_orientation=options.get("ignore_orientation", False))
             message = segment_request(outgoing, info, options, str(index))
         except WeaksegError as error:
-            self._never_sent.add(index)
-            self._settled[index] = error
-            return None
+            return index, _bare(error)
         self._images[index] = outgoing
         return pb.SegmentStreamRequest(request=message)
 
-    def settle(self, response: pb.SegmentStreamResponse, known: KnownModel, info: ModelInfo) -> None:
-        index = int(response.request_id)
+    def settle(self, came: pb.SegmentStreamResponse | Failed, known: KnownModel, info: ModelInfo) -> None:
+        if isinstance(came, tuple):
+            index, error = came
+            self._settled[index] = error
+            return
+        index = int(came.request_id)
         outgoing = self._images.pop(index)
         try:
-            if response.HasField("error"):
-                raise error_from_status(response.error)
-            known.check(response.response, info)
-            self._settled[index] = result_from_response(response.response, info, outgoing)
+            if came.HasField("error"):
+                raise error_from_status(came.error)
+            known.check(came.response, info)
+            self._settled[index] = result_from_response(came.response, info, outgoing)
         except WeaksegError as error:
-            self._settled[index] = error
+            self._settled[index] = _bare(error)
 
-    def in_turn(self, release: Callable[[], None]) -> Iterator[Result | WeaksegError]:
-        """What is settled and next; `release` gives a slot back."""
-        while self._turn in self._settled:
-            settled = self._settled.pop(self._turn)
-            if self._turn not in self._never_sent:
-                release()
+    def in_turn(self, release: Callable[[], None]) -> Iterator[Any]:
+        """What is settled and next, without order as (index, result); `release` gives a slot back."""
+        while self._settled:
+            index = self._turn if self._ordered else next(iter(self._settled))
+            if index not in self._settled:
+                return
+            settled = self._settled.pop(index)
             self._turn += 1
+            release()
             if isinstance(settled, WeaksegError) and self._on_error == "raise":
                 raise settled
-            yield settled
+            yield settled if self._ordered else (index, settled)
+
+
+def _bare(error: WeaksegError) -> WeaksegError:
+    """Without the frames that it came through: they hold an image, and who collects errors would collect images."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

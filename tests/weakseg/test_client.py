@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import io
+import itertools
 import subprocess
 import sys
 import threading
+import weakref
+from collections import Counter
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,7 @@ from PIL import Image
 
 import weakseg
 from serve.interceptors import status_from_error
+from serve.requests import image_from_message
 from weakseg import errors
 from weakseg.client import AsyncClient, Client
 from weakseg.image import upright
@@ -243,11 +248,12 @@ def test_a_stream_may_be_left_early_and_images_are_read_lazily(client):
             read.append(1)
             yield image
 
-    n_threads = threading.active_count()
+    list(client.segment_many(stripes(8)))  # the server has the threads that it wants
+    before = threading.enumerate()
     results = client.segment_many(images(), in_flight=2)
     next(results)
     results.close()
-    for thread in threading.enumerate()[n_threads:]:
+    for thread in set(threading.enumerate()) - set(before):
         thread.join(LONG_S)
     assert len(read) <= 4
 
@@ -274,6 +280,181 @@ def test_no_images(client, shared_serving):
         return [result async for result in client.segment_many([])]
 
     assert run(shared_serving, use) == []
+
+
+def windowed(images, in_flight, counts):
+    """The images, and how many were ever read and not given back yet."""
+    for image in images:
+        counts["read"] += 1
+        counts["most"] = max(counts["most"], counts["read"] - counts["got"])
+        yield image
+
+
+@pytest.mark.parametrize("method", ["segment_many", "segment_unordered"])
+def test_thousands_of_images_pass_through_a_small_window(client, method):
+    counts = Counter()
+    images = windowed(itertools.repeat(np.zeros((4, 4, 3), np.uint8), 2000), 4, counts)
+    indices = []
+    for result in getattr(client, method)(images, in_flight=4):
+        counts["got"] += 1
+        index, _ = result if method == "segment_unordered" else (len(indices), result)
+        indices.append(index)
+    assert sorted(indices) == list(range(2000))
+    assert counts["most"] <= 5 + 1, "four, the one that waits for a slot, and the one that the loop above counts late"
+
+
+@pytest.mark.parametrize("method", ["segment_many", "segment_unordered"])
+def test_thousands_of_images_pass_through_a_small_window_async(shared_serving, method):
+    counts = Counter()
+    images = windowed(itertools.repeat(np.zeros((4, 4, 3), np.uint8), 1000), 4, counts)
+
+    async def use(client):
+        async for _ in getattr(client, method)(images, in_flight=4):
+            counts["got"] += 1
+
+    run(shared_serving, use)
+    assert counts["got"] == 1000 and counts["most"] <= 5
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_without_order_no_result_waits_for_a_slow_one(serving, monkeypatch, colours, kind):
+    """The first image is decoded when three others are back."""
+    running = serving(threads=2)
+    images = [colours, *stripes(6)]
+    first_may_go = threading.Event()
+
+    def slow(message, **options):
+        if (message.raw.width, message.raw.height) == (56, 40):
+            assert first_may_go.wait(LONG_S)
+        return image_from_message(message, **options)
+
+    monkeypatch.setattr("serve.service.image_from_message", slow)
+    got = []
+
+    def take(pair):
+        got.append(pair[0])
+        if len(got) == 3:
+            first_may_go.set()
+
+    if kind is Client:
+        with Client(running.target) as client:
+            for pair in client.segment_unordered(images, in_flight=8):
+                take(pair)
+    else:
+
+        async def use(client):
+            async for pair in client.segment_unordered(images, in_flight=8):
+                take(pair)
+
+        run(running, use)
+    assert sorted(got) == list(range(7)) and 0 not in got[:3]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_errors_without_order_stand_beside_their_index(shared_serving, client, model, png, colours, kind):
+    good = png(colours)
+    images = ["missing.jpg", good, b"hello", good[:90], good, "missing.png"]
+
+    async def use(client):
+        return [pair async for pair in client.segment_unordered(images, in_flight=2)]
+
+    pairs = list(client.segment_unordered(images, in_flight=2)) if kind is Client else run(shared_serving, use)
+    assert len(pairs) == 6
+    by_index = dict(pairs)
+    for index, image in enumerate(images):
+        if image is good:
+            same(by_index[index], model.segment(good))
+        else:
+            assert isinstance(by_index[index], errors.ImageError)
+    assert "missing.png" in str(by_index[5])
+
+
+def test_a_folder_that_is_not_there_is_told_at_its_first_image(client):
+    read = []
+
+    def images():
+        for index in range(1000):
+            read.append(index)
+            yield f"missing/{index}.jpg"
+
+    with pytest.raises(errors.ImageError, match="missing/0"):
+        next(client.segment_many(images(), in_flight=4))
+    assert len(read) <= 6
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_errors_that_are_collected_hold_no_images(shared_serving, client, kind):
+    held = []
+
+    def images():
+        for _ in range(20):
+            wrong = np.zeros((50, 50, 3))  # floats
+            held.append(weakref.ref(wrong))
+            yield wrong
+
+    async def use(client):
+        return [error async for _, error in client.segment_unordered(images(), in_flight=2)]
+
+    if kind is Client:
+        collected = [error for _, error in client.segment_unordered(images(), in_flight=2)]
+    else:
+        collected = run(shared_serving, use)
+    assert all(isinstance(error, errors.WeaksegError) and error.__traceback__ is None for error in collected)
+    gc.collect()
+    assert len(held) == 20 and not any(ref() is not None for ref in held)
+
+
+@pytest.mark.parametrize("method", ["segment_many", "segment_unordered"])
+def test_what_the_images_raise_is_raised(client, shared_serving, method):
+    def images():
+        yield from stripes(3)
+        raise KeyError("broken loader")
+
+    with pytest.raises(KeyError, match="broken loader"):
+        list(getattr(client, method)(images(), in_flight=2))
+
+    async def use(client):
+        return [result async for result in getattr(client, method)(images(), in_flight=2)]
+
+    with pytest.raises(KeyError, match="broken loader"):
+        run(shared_serving, use)
+
+
+@pytest.mark.parametrize("method", ["segment_many", "segment_unordered"])
+def test_a_consumer_that_stops_early_ends_the_stream(serving, method):
+    """The server has nothing left of it, and the client neither thread nor task."""
+    running = serving()
+    with Client(running.target) as client:
+        results = getattr(client, method)(stripes(100), in_flight=4)
+        next(results)
+        results.close()
+        for thread in threading.enumerate():
+            if "(receive)" in thread.name:
+                thread.join(LONG_S)
+                assert not thread.is_alive()
+
+    async def use(client):
+        before = asyncio.all_tasks()
+        results = getattr(client, method)(stripes(100), in_flight=4)
+        await anext(results)
+        await results.aclose()
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.001)
+
+    run(running, use)
+    running.until(lambda: running.server._edge.running == 0 and running.server.pipeline.inflight == 0)
+
+
+def test_a_server_that_dies_ends_the_stream_with_an_error(serving, colours):
+    running = serving()
+    running.runner.gate.clear()
+    with Client(running.target) as client:
+        results = client.segment_unordered([colours] * 10, in_flight=4)
+        dying = threading.Timer(0.2, lambda: running.call(running.server._grpc.stop(0)))
+        dying.start()
+        with pytest.raises(errors.ServiceError):
+            list(results)
+        dying.join(LONG_S)
 
 
 @pytest.mark.parametrize("options", [{"in_flight": 0}, {"on_error": "ignore"}])
