@@ -198,6 +198,8 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                # Identity alone: small messages that unfold to the limit would be refused only when they have.
+                ("grpc.compression_enabled_algorithms_bitset", 1),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 # Clients that ping every 30 s on idle connections are not abuse.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
