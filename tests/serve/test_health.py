@@ -1,9 +1,13 @@
 """grpc.health.v1 through loading, failure and drain."""
 
 import asyncio
+import contextlib
+import itertools
 import socket
 import struct
 import threading
+import urllib.error
+import urllib.request
 
 import grpc
 import pytest
@@ -60,14 +64,88 @@ def test_draining_is_alive_and_not_ready(serving):
     assert check(running, "liveness", *READY, "toy", "toy/1") == [SERVING] + [NOT_SERVING] * 6
 
 
-def test_a_watcher_is_told(serving):
-    running = serving()
+# What each service says in each phase of a server, "" standing for all of READY; /readyz is HTTP.
+PHASES = {
+    "a model loads": {"liveness": 1, "": 0, "toy": 0, "toy/1": 0, "toy/2": None, "/readyz": 503},
+    "it is ready": {"liveness": 1, "": 1, "toy": 1, "toy/1": 1, "toy/2": None, "/readyz": 200},
+    "a newer version is damaged": {"liveness": 1, "": 1, "toy": 1, "toy/1": 1, "toy/2": 0, "/readyz": 200},
+    "it is mended": {"liveness": 1, "": 1, "toy": 1, "toy/1": 1, "toy/2": 1, "/readyz": 200},
+    "the old one goes": {"liveness": 1, "": 1, "toy": 1, "toy/1": 0, "toy/2": 1, "/readyz": 200},
+    "it drains": {"liveness": 1, "": 0, "toy": 0, "toy/1": 0, "toy/2": 0, "/readyz": 503},
+}
+ANSWERS = {0: NOT_SERVING, 1: SERVING, None: "SERVICE_UNKNOWN"}  # the last where Check is NOT_FOUND
+
+
+class Watcher:
+    """A Watch stream in a thread of its own; `seen` is all that it was told."""
+
+    def __init__(self, channel, service):
+        self.seen = []
+        self._call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def close(self):
+        self._call.cancel()
+        self._thread.join(LONG_S)
+
+    def _watch(self):
+        with contextlib.suppress(grpc.RpcError):
+            for answer in self._call:
+                self.seen.append(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def readyz(running):
+    try:
+        with urllib.request.urlopen(f"{running.metrics_url}/readyz", timeout=LONG_S) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_r17_every_service_in_every_phase_by_check_and_by_watch(serving, toy_bundle, tmp_path):
+    may_load = threading.Event()
+    folders = [BundleFolder("toy", "1", toy_bundle)]
+
+    def load(path):
+        assert may_load.wait(LONG_S)
+        return weakseg.load(path, threads=1)
+
+    running = serving(load=load, wait_loaded=False, folders=lambda: list(folders))
+
+    def enter(phase):
+        if phase == "it is ready":
+            may_load.set()
+            running.call(running.server.wait_loaded())
+        elif phase == "a newer version is damaged":
+            folders.append(BundleFolder("toy", "2", tmp_path))
+        elif phase == "it is mended":
+            folders[1] = BundleFolder("toy", "2", toy_bundle)
+        elif phase == "the old one goes":
+            del folders[0]
+        if phase == "it drains":
+            running.call(running.server.health.drain())
+        elif phase != "a model loads":
+            running.call(running.server.lifecycle.reload())
+
+    rows = {service: "" if service in READY else service for service in (*READY, "liveness", "toy", "toy/1", "toy/2")}
     with grpc.insecure_channel(running.target) as channel:
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        running.call(running.server.health.drain())
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
+        watchers = {service: Watcher(channel, service) for service in rows}
+        try:
+            for phase, table in PHASES.items():
+                enter(phase)
+                said = {service: ANSWERS[table[row]] for service, row in rows.items()}
+                running.until(lambda said=said: all(watchers[one].seen[-1:] == [said[one]] for one in rows))
+                assert readyz(running) == table["/readyz"], phase
+                known = [one for one in rows if said[one] != ANSWERS[None]]
+                assert check(running, *known) == [said[one] for one in known], phase
+            for service, row in rows.items():
+                column = [ANSWERS[table[row]] for table in PHASES.values()]
+                assert watchers[service].seen == [key for key, _ in itertools.groupby(column)], service
+        finally:
+            for watcher in watchers.values():
+                watcher.close()
 
 
 def test_a_watcher_that_does_not_read_holds_nothing_up(serving):
