@@ -4,6 +4,7 @@ import os
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.access import Access, read_tokens
 from serve.inference import grpc_inference_service_pb2 as oip
@@ -134,6 +135,15 @@ def test_the_open_inference_protocol_needs_the_same_tokens(serving, tokens):
             with pytest.raises(grpc.RpcError) as raised:
                 stub.ModelInfer(oip.ModelInferRequest(), metadata=metadata)
             assert raised.value.code().name == code
+
+
+def test_a_probe_of_the_health_needs_no_token(serving, tokens):
+    """As grpc-health-probe asks: a Check by name, no metadata."""
+    with grpc.insecure_channel(serving(tokens=tokens).target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "liveness", "readiness", "toy", "toy/1"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60.0)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_stream_without_a_token_is_refused(serving, tokens):

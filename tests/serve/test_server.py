@@ -149,6 +149,31 @@ def test_reflection_only_on_demand(serving):
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_reflection_has_every_file_that_a_client_needs_to_call_us(serving):
+    """As grpcurl asks: the file of a service, and what it imports, until nothing is missing."""
+    from google.protobuf import descriptor_pb2
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    todo, found = [], {}
+    with grpc.insecure_channel(serving(reflection=True).target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+        def ask(**asked):
+            (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**asked)]))
+            for data in answer.file_descriptor_response.file_descriptor_proto:
+                file = descriptor_pb2.FileDescriptorProto.FromString(data)
+                found[file.name] = file
+                todo.extend(file.dependency)
+
+        for service in ("weakseg.v1.SegmentationService", "inference.GRPCInferenceService", "grpc.health.v1.Health"):
+            ask(file_containing_symbol=service)
+        while todo:
+            if (name := todo.pop()) not in found:
+                ask(file_by_filename=name)
+    methods = {method.name for file in found.values() for service in file.service for method in service.method}
+    assert {"Segment", "SegmentStream", "ModelInfer", "Check", "Watch"} <= methods
+
+
 def test_wrong_flags_and_variables_are_usage_errors(monkeypatch, capsys):
     assert main(["serve"]) == 2
     assert "--bundle" in capsys.readouterr().err

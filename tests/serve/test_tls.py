@@ -114,10 +114,12 @@ def test_mutual_tls_wants_a_certificate_of_its_authority(secure, ca, tmp_path, c
     clients = sign(tmp_path, "clients-ca")
     running = secure(tls_client_ca=clients.cert_file)
     good, foreign = sign(tmp_path, "good", by=clients), sign(tmp_path, "foreign", by=ca)
+    expired = sign(tmp_path, "expired", by=clients, until=NOW - DAY)
     with Client(running.target, ca=ca.cert_file, cert=good.cert_file, key=good.key_file) as client:
         assert client.segment(colours).segmentation.shape == colours.shape[:2]
     assert fails(running.target, ca=ca.cert_file).reason == "UNAVAILABLE"
-    assert fails(running.target, ca=ca.cert_file, cert=foreign.cert_file, key=foreign.key_file).reason == "UNAVAILABLE"
+    for wrong in (foreign, expired):
+        assert fails(running.target, ca=ca.cert_file, cert=wrong.cert_file, key=wrong.key_file).reason == "UNAVAILABLE"
 
 
 def test_a_token_over_tls(secure, ca, tmp_path, colours):
