@@ -255,7 +255,7 @@ class Lifecycle:
                 await self._close_unused(before)
 
     def _failed(self, entry: Entry, failure: str) -> None:
-        entry.failure = failure
+        entry.failure = _told(failure, entry.folder)
         fields = {"model": entry.name, "version": entry.version, "failure": failure, "kept": entry.loaded is not None}
         log.error("model failed", extra={"fields": fields})
         self._change(entry, ModelState.FAILED if entry.loaded is None else ModelState.READY)
@@ -294,6 +294,11 @@ async def _reading(read: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(read, *args)
     except (WeaksegError, OSError) as error:  # OSError: they change under us
         raise FoldersUnreadableError(f"the folders of models cannot be read: {error}") from error
+
+
+def _told(failure: str, folder: BundleFolder) -> str:
+    """Without where the bundle lies: clients read this. The log has it in full."""
+    return failure.replace(f"{folder.path}/", "").replace(f" {folder.path}", f" {folder.name}/{folder.version}")
 
 
 def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:

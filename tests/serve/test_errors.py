@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import logging
+import shutil
 import struct
 import sys
 import threading
@@ -288,6 +289,38 @@ def test_model_failed(serving, tmp_path):
         found = pb_grpc.SegmentationServiceStub(channel).GetModel(pb.GetModelRequest()).model
     assert found.state == pb.MODEL_STATE_FAILED
     assert "schema_version" in found.failure
+
+
+def damaged(folder):
+    graph = folder / "segmentation.onnx"
+    data = bytearray(graph.read_bytes())
+    data[50] ^= 1
+    graph.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damaged, "segmentation.onnx is damaged: expected sha256"),
+        (lambda folder: (folder / "segmentation.onnx").unlink(), "cannot read segmentation.onnx"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: expected JSON"),
+        (lambda folder: (folder / "manifest.json").unlink(), "expected manifest.json in toy/1, got none"),
+    ],
+    ids=["a bit", "a file", "a text", "no manifest"],
+)
+def test_why_a_model_failed_is_told_without_where_it_lies(serving, toy_bundle, tmp_path, caplog, damage, said):
+    folder = tmp_path / "here" / "1"
+    shutil.copytree(toy_bundle, folder)
+    damage(folder)
+    running = serving(folders=[BundleFolder("toy", "1", folder)])
+    with grpc.insecure_channel(running.target) as channel:
+        stub = pb_grpc.SegmentationServiceStub(channel)
+        found = stub.GetModel(pb.GetModelRequest()).model
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Segment(request(image=PIXEL))
+    assert said in found.failure and said in raised.value.details()
+    assert "here" not in found.failure + raised.value.details() + str(raised.value.trailing_metadata())
+    assert any(str(folder) in record.fields["failure"] for record in caplog.records if record.msg == "model failed")
 
 
 @pytest.mark.parametrize(
