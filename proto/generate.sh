@@ -36,9 +36,10 @@ generate() { # generate FROM TO ROOT: stubs of the .proto files of the folder FR
 }
 
 image() { # image FILE OPTION...: a FileDescriptorSet of ours, of what they import, and of the details of errors
-    local protos
+    local file=$1 protos
+    shift
     mapfile -t protos < <(cd proto && find weakseg inference -name '*.proto' | sort)
-    protoc -I proto --include_imports --descriptor_set_out="$@" "${protos[@]}" google/rpc/error_details.proto
+    protoc -I proto --include_imports --descriptor_set_out="$file" "$@" "${protos[@]}" google/rpc/error_details.proto
 }
 
 our_files=(--config proto/buf.yaml --path weakseg --path inference)

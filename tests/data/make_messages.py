@@ -1,7 +1,7 @@
 """Write messages.json beside this file: python tests/data/make_messages.py (`make proto-freeze` does)
 
 For each request and response of both services it has messages whose every field is set, as bytes and as their content.
-They are never written again for a change of the code: whoever holds such bytes must be able to read them for ever.
+They are written for a release, never to make a test pass: whoever holds such bytes must be able to read them.
 Several messages of a type show each member of its oneofs and each value of its enums. One message a line.
 """
 
