@@ -315,8 +315,8 @@ def test_images_that_are_cut_short_are_not_held_until_a_thread_is_free(serving, 
         running.until(lambda: not alive)
 
 
-@pytest.mark.parametrize("budget_ms", [0.0, NO_TIME_MS])
-def test_the_memory_of_a_refined_image_is_not_given_back_by_the_loop(serving, photo, png, monkeypatch, budget_ms):
+@pytest.mark.parametrize("budget", [{}, {"refine_budget_ms": 5.0, "load": endless}])
+def test_the_memory_of_a_refined_image_is_not_given_back_by_the_loop(serving, photo, png, monkeypatch, budget):
     freed_in = []
     decode = Model.decode
 
@@ -326,7 +326,7 @@ def test_the_memory_of_a_refined_image_is_not_given_back_by_the_loop(serving, ph
         return decoded
 
     monkeypatch.setattr(Model, "decode", decode_and_watch)
-    running = serving(refine_budget_ms=budget_ms)
+    running = serving(**budget)
     with stub_of(running) as stub:
         stub.Segment(request(png(photo)))
     running.until(lambda: freed_in)

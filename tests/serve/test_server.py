@@ -65,7 +65,8 @@ def test_sigterm_stops_when_all_is_finished(process, png, colours):
         _, log = child.communicate(timeout=LONG_S)
     assert child.returncode == 0
     lines = [json.loads(line) for line in log.splitlines()]
-    assert [line["message"] for line in lines] == ["serving", "model ready", "request", "draining", "stopped"]
+    said = [line["message"] for line in lines if line["message"] != "dense CRF"]  # by then, or not yet
+    assert said == ["serving", "model ready", "request", "draining", "stopped"]
     assert lines[-1]["all_finished"] is True
 
 
