@@ -32,10 +32,12 @@ class SegmentationServiceStub:
       INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
                            IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
       RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
+      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED,             RetryInfo
+                           OUT_OF_MEMORY
       NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
       FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
-      UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
+      UNAVAILABLE          MODEL_LOADING, MODEL_UNHEALTHY,       RetryInfo
+                           DRAINING
       DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
       UNAUTHENTICATED      UNAUTHENTICATED                       none
       PERMISSION_DENIED    PERMISSION_DENIED                     none
@@ -87,10 +89,12 @@ class SegmentationServiceAsyncStub:
       INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
                            IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
       RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
+      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED,             RetryInfo
+                           OUT_OF_MEMORY
       NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
       FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
-      UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
+      UNAVAILABLE          MODEL_LOADING, MODEL_UNHEALTHY,       RetryInfo
+                           DRAINING
       DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
       UNAUTHENTICATED      UNAUTHENTICATED                       none
       PERMISSION_DENIED    PERMISSION_DENIED                     none
@@ -141,10 +145,12 @@ class SegmentationServiceServicer(metaclass=abc.ABCMeta):
       INVALID_ARGUMENT     INVALID_REQUEST, UNKNOWN_CLASS,       BadRequest, with the path of the field
                            IMAGE_UNDECODABLE, UNSUPPORTED_FORMAT
       RESOURCE_EXHAUSTED   IMAGE_TOO_LARGE, RESPONSE_TOO_LARGE   none: the same request fails again
-      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED              RetryInfo
+      RESOURCE_EXHAUSTED   QUEUE_FULL, RATE_LIMITED,             RetryInfo
+                           OUT_OF_MEMORY
       NOT_FOUND            MODEL_NOT_FOUND                       ResourceInfo
       FAILED_PRECONDITION  MODEL_FAILED, OUTPUT_UNSUPPORTED      ResourceInfo for MODEL_FAILED
-      UNAVAILABLE          MODEL_LOADING, DRAINING               RetryInfo
+      UNAVAILABLE          MODEL_LOADING, MODEL_UNHEALTHY,       RetryInfo
+                           DRAINING
       DEADLINE_EXCEEDED    DEADLINE_TOO_SHORT                    none
       UNAUTHENTICATED      UNAUTHENTICATED                       none
       PERMISSION_DENIED    PERMISSION_DENIED                     none
