@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | Path | bytes | Image | NDArray[Any]"  # a file, its bytes, or pixels
 Refinement = Literal["none", "crf", "random_walk", "random_walk_crf"]  # of CAMs, before they become a pseudo-mask
-NOT_FINITE = "graph {} gave values that are not finite: the model is damaged, export it again"
+AGAIN = "the model is damaged, export it again"
+NOT_FINITE = f"graph {{}} gave values that are not finite: {AGAIN}"
 REFINEMENTS: tuple[Refinement, ...] = ("none", "crf", "random_walk", "random_walk_crf")
 GraphOutputs = Mapping[str, Mapping[str, NDArray[Any]]]  # {graph: {output: array without the batch axis}}
 
@@ -278,7 +279,7 @@ class Model:
     def _finish_segmentation(
         self, result: Result, decoded: Decoded, outputs: Mapping[str, NDArray[Any]], request: Request
     ) -> Result:
-        labels = _segmentation(outputs, decoded)
+        labels = _segmentation(outputs, decoded, len(self.classes))
         if request.quality:
             likely, in_size = probabilities_from_logits(outputs["logits"]), decoded.prepared.shape[:2]
             rated = mask_quality(labels, self.classes.names, likely, None, in_size, MAP_STRIDE)
@@ -454,12 +455,20 @@ def _rgb_from_image(image: Any, ignore_orientation: bool) -> NDArray[np.uint8]:
     return np.array(rgb_from_pillow(image if ignore_orientation else ImageOps.exif_transpose(image)), order="C")
 
 
-def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded) -> NDArray[Any]:
+def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded, n_classes: int) -> NDArray[Any]:
     """(H, W) mask values; the output `labels` where the graph was asked for it, or from its logits."""
     if "labels" not in outputs:
         logits = _finite(outputs["logits"], SEGMENTATION)
+        if len(logits) != n_classes + 1:
+            raise ModelFailedError(
+                f"expected logits of {n_classes} classes and background, got {logits.shape}: {AGAIN}"
+            )
         return labels_from_logits(logits, *decoded.rgb.shape[:2], *decoded.prepared.shape[:2])
     labels = outputs["labels"]
+    if labels.shape != decoded.rgb.shape[:2] or labels.dtype.kind != "u":
+        raise ModelFailedError(
+            f"expected unsigned labels {decoded.rgb.shape[:2]}, got {labels.shape} {labels.dtype}: {AGAIN}"
+        )
     if labels.flat[0] == ignore_value(labels):  # the graph's mark of an image whose logits are not finite
         raise ModelFailedError(NOT_FINITE.format(SEGMENTATION))
     return labels
