@@ -20,8 +20,10 @@
         ├── ModelFailedError        MODEL_FAILED
         ├── ModelNeededError        MODEL_NEEDED
         ├── FoldersUnreadableError  FOLDERS_UNREADABLE
+        ├── ModelUnhealthyError     MODEL_UNHEALTHY
         ├── OutputUnsupportedError  OUTPUT_UNSUPPORTED
         ├── QueueFullError          QUEUE_FULL
+        ├── OutOfMemoryError        OUT_OF_MEMORY
         ├── DeadlineTooShortError   DEADLINE_TOO_SHORT
         ├── DrainingError           DRAINING
         ├── ResponseTooLargeError   RESPONSE_TOO_LARGE
@@ -135,12 +137,26 @@ class FoldersUnreadableError(ServiceError):
     reason = "FOLDERS_UNREADABLE"
 
 
+class ModelUnhealthyError(ServiceError):
+    """A model that is loaded and has only failed of late."""
+
+    reason = "MODEL_UNHEALTHY"
+
+    def __init__(self, message: str, retry_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
 class OutputUnsupportedError(ServiceError):
     reason = "OUTPUT_UNSUPPORTED"
 
 
 class QueueFullError(ServiceError):
     reason = "QUEUE_FULL"
+
+
+class OutOfMemoryError(ServiceError):
+    reason = "OUT_OF_MEMORY"
 
 
 class DeadlineTooShortError(ServiceError):

@@ -125,7 +125,7 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orien
     try:
         image.load()
         rgb = rgb_from_pillow(image)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"expected a whole {header.format} image, got damaged or truncated data: {error}") from error
@@ -136,6 +136,8 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orien
 def _open(data: bytes, file_format: str) -> Image.Image:
     try:
         return _OPENERS[file_format](io.BytesIO(data))
+    except MemoryError:
+        raise
     except Exception as error:  # as in _decode
         raise ImageError(f"expected a whole {file_format} image, got a damaged header: {error}") from error
 

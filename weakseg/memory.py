@@ -1,15 +1,37 @@
-"""How much memory this process may still take: what the machine has free and what the container's limit leaves."""
+"""How much memory this process may still take: what the machine has free and what the container's limit leaves.
+
+And whether an error says that it was too little.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from weakseg.cpu import cgroups
+from weakseg.errors import WeaksegError
 
 FILES = {  # by cgroup version: limit, usage, and in memory.stat the page cache that gives way
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
+
+# Of C++, OpenCV, Pillow and CUDA, ONNX Runtime.
+_NO_MEMORY = re.compile("bad_alloc|insufficient memory|out of memory|failed to allocate", re.IGNORECASE)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that there was no memory.
+
+    Python and NumPy raise MemoryError; of others only the text says so. Texts of ours may quote a client.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if not isinstance(error, WeaksegError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
