@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
@@ -25,6 +25,12 @@ Key = tuple[Any, ...]
 Run = Callable[[NDArray[np.uint8]], Arrays]
 Priority = Literal["interactive", "bulk"]
 _Lane = tuple[Key, Priority]
+
+CLOSE_S = 2.0  # for executions under way when the batcher closes
+
+
+class ExecutionTimeoutError(Exception):
+    """An execution took longer than it may; it is not known whether it will ever end."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,10 @@ class Batcher:
     interactive image should not take the time of the bulk ones beside it. Images whose caller is gone or whose deadline
     has passed are dropped before they cost anything.
 
+    A batch that fails is run once more image by image: one that cannot be computed, or is too large beside others, does
+    not fail them. An execution that takes longer than `timeout_s` fails its callers and is given up: no thread can be
+    stopped from outside, so it keeps its own, and others take over.
+
     `submit` belongs to one event loop; create the batcher anywhere, `start` it there.
     """
 
@@ -83,6 +93,7 @@ class Batcher:
         limit: int,
         workers: int = 1,
         bulk_wait_s: float = 0.0,
+        timeout_s: float | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
         on_depth: Callable[[int], None] | None = None,
     ) -> None:
@@ -90,13 +101,15 @@ class Batcher:
         self.max_delay_s = max_delay_s
         self.limit = limit
         self.bulk_wait_s = bulk_wait_s
+        self.timeout_s = timeout_s
         self._on_batch = on_batch
         self._on_depth = on_depth
         self._lanes: dict[_Lane, deque[_Item]] = {}
         self._depth = 0
-        self._free = workers
+        self._free = self._workers = workers
         self._wake = asyncio.Event()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="runner")
+        self._pool = self._new_pool()
+        self._given_up: set[Future[list[Arrays]]] = set()
         self._dispatcher: asyncio.Task[None] | None = None
         self._executions: set[asyncio.Task[None]] = set()
 
@@ -105,11 +118,16 @@ class Batcher:
         """Images that wait."""
         return self._depth
 
+    @property
+    def hung(self) -> int:
+        """Executions that were given up and have not ended: so many threads are lost."""
+        return len(self._given_up)
+
     def start(self) -> None:
         self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name="batcher")
 
     async def close(self) -> None:
-        """Stop; whatever still waits or runs is cancelled for its caller. Returns when no thread runs any more."""
+        """Stop; whatever still waits is cancelled for its caller, and what runs given up if it does not end soon."""
         if self._dispatcher is not None:
             self._dispatcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -118,8 +136,11 @@ class Batcher:
             item.answer.cancel()
         self._lanes.clear()
         self._set_depth(0)
-        await asyncio.gather(*self._executions)
-        self._pool.shutdown()
+        while self._executions:
+            await self.wait_running(CLOSE_S)
+            for execution in self._executions:
+                execution.cancel()
+        self._pool.shutdown()  # nothing runs in it
 
     async def submit(
         self,
@@ -159,9 +180,10 @@ class Batcher:
             self._remove(lane, item)
             raise
 
-    async def call(self, function: Callable[[], None]) -> None:
-        """Run something between batches, in a thread that runs them; with one worker, while none runs."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, function)
+    async def wait_running(self, timeout_s: float | None = None) -> None:
+        """Until what runs now has ended, or was given up."""
+        if self._executions:
+            await asyncio.wait(self._executions.copy(), timeout=timeout_s)
 
     async def _dispatch(self) -> None:
         while True:
@@ -232,27 +254,57 @@ class Batcher:
                 )
 
     async def _execute(self, key: Key, items: list[_Item]) -> None:
-        started = monotonic()
-        error: Exception | None = None
-        outputs: list[Arrays] = []
-        try:
-            loop = asyncio.get_running_loop()
-            outputs = await loop.run_in_executor(self._pool, _run, items[0].run, [item.image for item in items])
-        except Exception as raised:  # whatever the runtime raises belongs to the callers
-            error = raised
-        infer_s = monotonic() - started
-        for i, item in enumerate(items):
-            if item.answer.done():
+        """A batch, and after a failure each of its images alone."""
+        batches = deque([items])
+        while batches:
+            batch = [item for item in batches.popleft() if not item.answer.done()]
+            error = await self._attempt(key, batch) if batch else None
+            if error is None:
                 continue
-            if error is not None:
-                item.answer.set_exception(error)
-            else:
-                item.answer.set_result(BatchAnswer(outputs[i], len(items), started - item.arrived, infer_s))
+            if len(batch) > 1 and not isinstance(error, ExecutionTimeoutError):
+                batches.extend([item] for item in batch)
+                continue
+            for item in batch:
+                if not item.answer.done():
+                    item.answer.set_exception(error)
+        self._free += 1
+        self._wake.set()
+
+    async def _attempt(self, key: Key, items: list[_Item]) -> Exception | None:
+        """One execution: answers its callers, or tells why it cannot."""
+        started = monotonic()
+        work = self._pool.submit(_run, items[0].run, [item.image for item in items])
+        ended = asyncio.wrap_future(work)
+        # Cancelled only when the batcher closes, and then over in a moment: there is nobody left to tell.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({ended}, timeout=self.timeout_s)
+        infer_s = monotonic() - started
+        error: BaseException | None
+        if ended.done():
+            error = ended.exception()
+        else:
+            ended.cancel()
+            error = self._give_up(work, infer_s)
+        assert error is None or isinstance(error, Exception)  # `_run` sees to it
+        if error is None:
+            for item, outputs in zip(items, ended.result(), strict=True):
+                if not item.answer.done():
+                    item.answer.set_result(BatchAnswer(outputs, len(items), started - item.arrived, infer_s))
         if self._on_batch:
             members = tuple((item.member, item.arrived) for item in items)
             self._on_batch(BatchRecord(key, len(items), infer_s, error, started, members))
-        self._free += 1
-        self._wake.set()
+        return error
+
+    def _give_up(self, work: Future[list[Arrays]], after_s: float) -> ExecutionTimeoutError:
+        """Leave its thread to it; others from now on."""
+        self._given_up.add(work)
+        work.add_done_callback(self._given_up.discard)
+        self._pool.shutdown(wait=False)
+        self._pool = self._new_pool()
+        return ExecutionTimeoutError(f"an execution was given up after {after_s:.1f} s: it may never end")
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._workers, thread_name_prefix="runner")
 
     def _set_depth(self, depth: int) -> None:
         self._depth = depth
@@ -262,7 +314,16 @@ class Batcher:
 
 def _run(run: Run, images: list[NDArray[np.uint8]]) -> list[Arrays]:
     """One execution, in a thread: stack, run, take apart. Slices are copied, or each would keep the batch alive."""
-    outputs = run(np.stack(images))
+    try:
+        outputs = run(np.stack(images))
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        # SystemExit would end the event loop that it is told to, and no future takes a StopIteration.
+        raise RuntimeError(f"a runner raised {type(error).__name__}") from error
+    for name, array in outputs.items():
+        if len(array) != len(images):
+            raise ValueError(f"expected output {name} of {len(images)} images, got one of shape {array.shape}")
     if len(images) == 1:
         return [{name: array[0] for name, array in outputs.items()}]
     return [{name: array[i].copy() for name, array in outputs.items()} for i in range(len(images))]

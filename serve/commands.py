@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import sys
+import threading
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,7 +47,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code is 1 when requests inside were cut off."""
+    """Serve until SIGTERM or SIGINT; the exit code is 1 when requests inside were cut off, or executions hung."""
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file = first.parse_known_args(argv)[0].config
@@ -60,8 +63,14 @@ def main(argv: Sequence[str]) -> int:
         return check(config, folders, as_json=arguments.json)
     return_large_blocks()
     set_up(config.log_format, config.log_level)
-    all_answered = asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
-    return 0 if all_answered else 1
+    as_it_should = asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
+    code = 0 if as_it_should else 1
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # An execution hangs, and Python would wait for its thread.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:

@@ -79,6 +79,8 @@ class Metrics:
         self.cache_misses = self._counter("weakseg_cache_misses_total", "Requests that no answer was kept for")
         self.cache_bytes = self._gauge("weakseg_cache_bytes", "Size of the answers that are kept")
         self.model_state = self._gauge("weakseg_model_state", "1 for the state a model is in", (*model, "state"))
+        self.model_unhealthy = self._gauge("weakseg_model_unhealthy", "1 while a model that fails is not asked", model)
+        self.hung = self._gauge("weakseg_hung_executions", "Executions that were given up and have not ended")
         self.model_load_seconds = self._gauge("weakseg_model_load_seconds", "How long loading took", model)
         self.model_info = self._gauge("weakseg_model_info", "Always 1", (*model, "sha256", "provider", "threads"))
         self.response_bytes = self._histogram("weakseg_response_bytes", "Size of a response", BYTES, ())
@@ -91,7 +93,7 @@ class Metrics:
 
     def forget_state(self, name: str, version: str) -> None:
         """Drop what says how a version is; what it has done stays."""
-        for gauge in (self.model_state, self.model_load_seconds, self.model_info):
+        for gauge in (self.model_state, self.model_unhealthy, self.model_load_seconds, self.model_info):
             gauge.remove_by_labels({"model": name, "version": version})
 
     def forget_model(self, name: str, version: str) -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from serve.access import CLIENT
 from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
+from serve.breaker import Breakers
 from serve.drift import Windows
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
@@ -37,12 +38,14 @@ from weakseg.errors import (
     DrainingError,
     ImageError,
     ModelFailedError,
+    OutOfMemoryError,
     OutputUnsupportedError,
     QueueFullError,
     ServiceError,
     WeaksegError,
 )
 from weakseg.image import SERVICE_FORMATS, probe
+from weakseg.memory import lacks_memory
 from weakseg.model import Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
 from weakseg.result import Result
@@ -109,6 +112,7 @@ class Pipeline:
         queue_limit: int,
         bulk_share: float,
         bulk_wait_s: float,
+        execution_timeout_s: float | None,
         max_pixels: int,
         rate_limit: RateLimit,
         refiners: Refiners,
@@ -121,6 +125,7 @@ class Pipeline:
         self.draining = False
         self.windows = Windows()
         self.refiners = refiners
+        self.breakers = Breakers()
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
@@ -135,10 +140,17 @@ class Pipeline:
             max_delay_s=max_delay_s,
             limit=self.limit,
             bulk_wait_s=bulk_wait_s,
+            timeout_s=execution_timeout_s,
             on_batch=self._count_batch,
             on_depth=metrics.queue_depth.set,
         )
         metrics.queue_limit.set(self.limit)
+        metrics.hung.set_function(lambda: self.hung)
+
+    @property
+    def hung(self) -> int:
+        """Executions that were given up and have not ended."""
+        return self._batcher.hung
 
     def start(self) -> None:
         self._batcher.start()
@@ -150,18 +162,24 @@ class Pipeline:
         await asyncio.to_thread(self.refiners.close)
 
     async def close_model(self, model: Model) -> None:
-        """When no execution of its graphs is under way any more, such as for a caller that has gone."""
-        await self._batcher.call(model.close)
+        """When no execution of its graphs is under way any more, such as for a caller that has gone.
+
+        Never while one hangs: closing may wait for it.
+        """
+        await self._batcher.wait_running()
+        if not self.hung:
+            await asyncio.to_thread(model.close)
 
     async def segment(self, job: Job, encode: Callable[[Answer], T]) -> T:
         """The encoded answer to one image; `encode` runs in a thread.
 
         Raises:
-            DrainingError, QueueFullError, RateLimitedError: before anything was done.
+            DrainingError, QueueFullError, RateLimitedError, ModelUnhealthyError: before anything was done.
+            OutOfMemoryError: at any step.
             ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
             OutputUnsupportedError: the server lacks what an output needs.
         """
-        with self._admitted(1, job.priority):
+        with self._admitted(1, job):
             held = [await self._in(self._decoders, job.priority, self._decode, job)]
             return await self._segment(job, held, partial(self._encode, job, encode))
 
@@ -176,7 +194,7 @@ class Pipeline:
             As `segment`; an ImageError says which image it is.
         """
         priority = jobs[0].priority
-        with self._admitted(len(jobs), priority):
+        with self._admitted(len(jobs), jobs[0]):
             decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
             check(decoded)
             if len(jobs) == 1:  # encoded in the same thread
@@ -200,12 +218,12 @@ class Pipeline:
             raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
 
     @contextmanager
-    def _admitted(self, n: int, priority: Priority) -> Iterator[None]:
+    def _admitted(self, n: int, job: Job) -> Iterator[None]:
         self._check_open()
         more = "one" if n == 1 else str(n)
         if self.inflight + n > self.limit:
             raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")
-        n_bulk = n if priority == "bulk" else 0
+        n_bulk = n if job.priority == "bulk" else 0
         if n_bulk and self.inflight_bulk + n > self.bulk_limit:
             raise QueueFullError(
                 f"expected at most {self.bulk_limit} bulk requests at once, got {more} more: try again later"
@@ -213,7 +231,14 @@ class Pipeline:
         self._rate_limit.take(CLIENT.get(), monotonic(), n)
         self._set_inflight(self.inflight + n, self.inflight_bulk + n_bulk)
         try:
-            yield
+            with self.breakers.of(job.model).request(monotonic()):
+                yield
+        except Exception as error:
+            if lacks_memory(error):
+                raise OutOfMemoryError(
+                    "the server has no memory for this request: send smaller images, or try again in a moment"
+                ) from error
+            raise
         finally:
             self._set_inflight(self.inflight - n, self.inflight_bulk - n_bulk)
 
@@ -247,7 +272,7 @@ class Pipeline:
     async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
         outputs = job.model.outputs_of(graph, decoded, job.request)
         # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
-        key = (job.name, job.version, graph, id(job.model), outputs, decoded.prepared.shape)
+        key = (job.name, job.version, graph, job.model, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
         try:
             return await self._batcher.submit(
@@ -328,7 +353,8 @@ class Pipeline:
             return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     def _count_batch(self, record: BatchRecord) -> None:
-        name, version, graph, *_ = record.key
+        name, version, graph, model, *_ = record.key
+        self.breakers.ended(model, record.error)
         self._metrics.executions.labels(name, version).inc()
         self._metrics.images.labels(name, version).inc(record.size)
         self._metrics.batch_size.labels(name, version).observe(record.size)

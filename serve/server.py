@@ -2,7 +2,8 @@
 
 Stopping (SIGTERM): readiness goes off; for `drain_delay_s` everything is answered as before, while load balancers
 notice; then new requests are refused (UNAVAILABLE, DRAINING) and those inside may finish within `drain_grace_s`; then
-the port is closed, and the models last. SIGINT skips the delay; a second signal skips the grace.
+the port is closed, and the models last. SIGINT skips the delay; a second signal skips the grace. A server in which
+MOST_HUNG executions hang stops itself in the same way: only a new process gets their threads back.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -48,7 +50,8 @@ from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 if TYPE_CHECKING:  # an extra
     from serve.tracing import Tracing
 
-LAG_EVERY_S = 0.5
+WATCH_EVERY_S = 0.5
+MOST_HUNG = 3  # executions that were given up and have not ended
 CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
 HOLD_S = 0.2  # within this time a caller that goes on calling has called again
 GOAWAY_S = 0.05  # for gRPC to tell connections that there will be no more answers
@@ -60,7 +63,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = as configured.
+    load: opens a bundle; None = as configured. on_broken: called once when MOST_HUNG executions hang.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class Server:
         config: ServeConfig,
         scan: Callable[[], Sequence[BundleFolder]],
         load: Callable[[Path], Model] | None = None,
+        on_broken: Callable[[], object] = lambda: None,
     ) -> None:
         self.config = config
+        self.broken = False
+        self._on_broken = on_broken
         self.port = 0
         self.metrics_port = 0
         self.admin_port: int | None = None
@@ -84,6 +90,7 @@ class Server:
             queue_limit=config.queue_limit,
             bulk_share=config.bulk_share,
             bulk_wait_s=config.bulk_wait_s,
+            execution_timeout_s=config.execution_timeout_s or None,
             max_pixels=config.max_pixels,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
             refiners=Refiners(config.refine_threads or self.threads, config.refine_budget_ms / 1000 or None),
@@ -100,7 +107,8 @@ class Server:
             keep=config.keep_versions,
         )
         self.metrics.registry.register(DriftGauge(self._windows))
-        self.health = Health(self.models)
+        self.health = Health(self.models, self.pipeline.breakers.answers)
+        self.pipeline.breakers.on_change = self._on_health_change
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._http: MetricsServer | None = None
         self._admin: AdminPort | None = None
@@ -132,7 +140,7 @@ class Server:
             await self._admin.start()
         self._spawn(self._watch_models())
         self._spawn(self._warm_up())
-        self._spawn(self._watch_lag())
+        self._spawn(self._watch())
         fields = {
             "port": self.port,
             "metrics_port": self.metrics_port,
@@ -180,8 +188,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pipeline.close()  # before the models: nothing may run in them
         await self.lifecycle.close()
-        await self.pipeline.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         if self._http is not None:
@@ -226,9 +234,21 @@ class Server:
 
     def _ready(self) -> tuple[bool, Any]:
         """For /readyz, from another thread: reads only."""
-        models = {f"{entry.name}/{entry.version}": entry.state.name for entry in self.models.entries()}
-        draining = self.health.draining
-        return self.models.ready and not draining, {"draining": draining, "models": models}
+        entries = {f"{entry.name}/{entry.version}": entry for entry in self.models.entries()}
+        unhealthy = [id_ for id_, entry in entries.items() if self._is_unhealthy(entry)]
+        models = {id_: entry.state.name for id_, entry in entries.items()}
+        return self.health.ready, {"draining": self.health.draining, "models": models, "unhealthy": unhealthy}
+
+    def _is_unhealthy(self, entry: Entry) -> bool:
+        """Whether a model is loaded, and is not asked because it fails."""
+        model = entry.model
+        return model is not None and not self.pipeline.breakers.answers(model)
+
+    def _on_health_change(self) -> None:
+        for entry in self.models.entries():
+            if entry.model is not None:
+                self.metrics.model_unhealthy.labels(entry.name, entry.version).set(self._is_unhealthy(entry))
+        self.health.update()
 
     def _windows(self) -> Iterator[tuple[str, str, Window | None]]:
         """For a scrape, from another thread: reads only."""
@@ -250,7 +270,7 @@ class Server:
             self.metrics.model_load_seconds.labels(*labels).set(entry.load_s)
             sha256, provider = entry.model.bundle.sha256, entry.model.runner.provider
             self.metrics.model_info.labels(*labels, sha256, provider, str(self.threads)).set(1)
-        self.health.update()
+        self._on_health_change()
 
     async def _watch_models(self) -> None:
         await self.lifecycle.reload()
@@ -262,11 +282,15 @@ class Server:
         """The first pseudo-mask should not wait for the CRF's kernels; the log says whether there is a CRF at all."""
         log.info("dense CRF", extra={"fields": {"available": await self.pipeline.refiners.warm_up()}})
 
-    async def _watch_lag(self) -> None:
+    async def _watch(self) -> None:
         while True:
             started = monotonic()
-            await asyncio.sleep(LAG_EVERY_S)
-            self.metrics.loop_lag_seconds.set(max(0.0, monotonic() - started - LAG_EVERY_S))
+            await asyncio.sleep(WATCH_EVERY_S)
+            self.metrics.loop_lag_seconds.set(max(0.0, monotonic() - started - WATCH_EVERY_S))
+            if self.pipeline.hung >= MOST_HUNG and not self.broken:
+                self.broken = True
+                log.error("executions hang: a restart is needed", extra={"fields": {"hung": self.pipeline.hung}})
+                self._on_broken()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -312,13 +336,13 @@ async def serve(
 ) -> bool:
     """Serve until SIGTERM or SIGINT; SIGHUP reloads the models. `on_start` is called when the ports are open.
 
-    Returns: whether every request inside was answered.
+    Returns: whether it was told to stop, and every request inside was answered.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server = Server(config, scan)
+    server = Server(config, scan, on_broken=partial(signals.put_nowait, signal.SIGTERM))
     await server.start()
     loop.add_signal_handler(signal.SIGHUP, server.reload)
     on_start(server)
@@ -332,4 +356,4 @@ async def serve(
             await stopping
         return await server.stop(delay_s=0.0, grace_s=0.0)
     second.cancel()
-    return stopping.result()
+    return stopping.result() and not server.broken

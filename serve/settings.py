@@ -58,6 +58,7 @@ class ServeConfig(BaseModel):
     bulk_share: Share = 0.5  # of these, that bulk requests may take, at least a batch
     bulk_wait_s: NotNegative = 5.0  # bulk images give way to interactive ones that come up to so much later
     cache_mib: Annotated[int, Field(ge=0)] = 0  # of answers, for requests that are equal to earlier ones; 0 = none
+    execution_timeout_s: NotNegative = 120.0  # of a batch in a network; then it is given up as hung; 0 = never
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
     refine_threads: Positive | None = None  # for CRF and random walk alone; None = as many as `threads`

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.batcher import Batcher
+import serve.batcher
+from serve.batcher import Batcher, ExecutionTimeoutError
 from weakseg.errors import DeadlineTooShortError, QueueFullError
 
 LONG_S = 30.0
@@ -186,7 +187,100 @@ def test_an_error_reaches_every_caller_and_the_next_batch_runs():
     failed, answer = run(test, on_batch=records.append, max_delay_s=0.01)
     assert [type(error) for error in failed] == [MemoryError] * 2
     assert answer.outputs["sum"] == 18
-    assert [(record.size, type(record.error)) for record in records] == [(2, MemoryError), (1, type(None))]
+    tried = [(2, MemoryError), (1, MemoryError), (1, MemoryError), (1, type(None))]
+    assert [(record.size, type(record.error)) for record in records] == tried
+
+
+def test_an_image_that_fails_its_batch_fails_alone():
+    def picky(images):
+        if (images == 7).any():
+            raise RuntimeError("a seven")
+        return {"sum": images.sum(axis=(1, 2, 3)).astype(np.float32)}
+
+    async def test(batcher):
+        calls = (batcher.submit("k", image(value), picky) for value in (6, 7, 8))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    six, seven, eight = run(test, max_delay_s=0.01)
+    assert str(seven) == "a seven"
+    assert [(one.outputs["sum"], one.batch_size) for one in (six, eight)] == [(108, 1), (144, 1)]
+
+
+def test_one_that_left_is_not_run_again_after_a_failure():
+    gate = Gate()
+
+    def broken(images):
+        gate(images)
+        raise RuntimeError("broken")
+
+    async def test(batcher):
+        calls = [asyncio.create_task(batcher.submit("k", image(value), broken)) for value in (1, 2)]
+        await until(lambda: gate.sizes == [2])
+        calls[0].cancel()
+        gate.event.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    gone, stayed = run(test, max_delay_s=0.01)
+    assert isinstance(gone, asyncio.CancelledError) and isinstance(stayed, RuntimeError)
+    assert gate.values == [[1, 2], [2]]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt(), StopIteration()], ids=repr)
+def test_what_would_end_the_event_loop_is_an_error_like_others(raised):
+    def dying(images):
+        raise raised
+
+    async def test(batcher):
+        with pytest.raises(RuntimeError, match=type(raised).__name__):
+            await batcher.submit("k", image(), dying)
+        return await batcher.submit("k", image(1), Gate(is_open=True))
+
+    assert run(test).outputs["sum"] == 18
+
+
+def test_outputs_of_another_number_of_images_are_an_error():
+    async def test(batcher):
+        with pytest.raises(ValueError, match="output sum of 1 images"):
+            await batcher.submit("k", image(), lambda images: {"sum": np.zeros(len(images) + 1)})
+
+    run(test)
+
+
+def test_an_execution_that_hangs_is_given_up_and_another_thread_goes_on():
+    gate, records = Gate(), []
+
+    async def test(batcher):
+        calls = [batcher.submit("k", image(value), gate) for value in (1, 2)]
+        hung = await asyncio.gather(*calls, return_exceptions=True)
+        assert batcher.hung == 1
+        answer = await batcher.submit("k", image(1), Gate(is_open=True))
+        gate.event.set()
+        await until(lambda: batcher.hung == 0)
+        return hung, answer
+
+    hung, answer = run(test, max_delay_s=0.01, timeout_s=0.05, on_batch=records.append)
+    assert [type(error) for error in hung] == [ExecutionTimeoutError] * 2
+    assert gate.sizes == [2], "it is not run again: it would hang again"
+    assert answer.outputs["sum"] == 18
+    assert [record.error is None for record in records] == [False, True]
+
+
+def test_closing_does_not_wait_for_an_execution_that_hangs(monkeypatch):
+    monkeypatch.setattr(serve.batcher, "CLOSE_S", 0.05)
+    gate = Gate()
+
+    async def test(batcher):
+        call = asyncio.create_task(batcher.submit("k", image(), gate))
+        await until(lambda: gate.sizes == [1])
+        await batcher.close()
+        assert batcher.hung == 1
+        with pytest.raises(ExecutionTimeoutError):
+            await call
+
+    try:
+        run(test)
+    finally:
+        gate.event.set()
 
 
 def test_two_workers_run_two_batches_at_once():

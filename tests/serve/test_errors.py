@@ -369,6 +369,18 @@ def test_queue_full(serving):
     assert running.sample("weakseg_rejected_total", reason="QUEUE_FULL") == 1
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("secret"), RuntimeError("Failed to allocate memory for requested buffer of size 1 secret")]
+)
+def test_out_of_memory(serving, error):
+    running = serving()
+    running.runner.error = error
+    answer = ask(running, request(image=PIXEL))
+    details = check(answer, "RESOURCE_EXHAUSTED", errors.OutOfMemoryError)
+    assert details["RetryInfo"].retry_delay == duration_pb2.Duration(seconds=1)
+    assert "secret" not in answer[2]
+
+
 def test_draining(serving):
     running = serving()
     running.server.pipeline.draining = True
@@ -407,7 +419,6 @@ def test_deadline_too_short():
         errors.ModelFailedError("secret: graph segmentation failed"),
         errors.DataError("secret"),
         errors.ConfigError("secret"),
-        MemoryError("secret"),
     ],
     ids=lambda error: type(error).__name__,
 )

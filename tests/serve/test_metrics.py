@@ -40,6 +40,8 @@ NAMES = {
     "weakseg_cache_misses",
     "weakseg_cache_bytes",
     "weakseg_model_state",
+    "weakseg_model_unhealthy",
+    "weakseg_hung_executions",
     "weakseg_model_load_seconds",
     "weakseg_model_info",
     "weakseg_response_bytes",
@@ -259,7 +261,7 @@ def test_probes(serving):
     running = serving()
     assert get(f"{running.metrics_url}/livez") == (200, "ok\n")
     status, text = get(f"{running.metrics_url}/readyz")
-    assert (status, json.loads(text)) == (200, {"draining": False, "models": {"toy/1": "READY"}})
+    assert (status, json.loads(text)) == (200, {"draining": False, "models": {"toy/1": "READY"}, "unhealthy": []})
     running.call(running.server.health.drain())
     status, text = get(f"{running.metrics_url}/readyz")
     assert (status, json.loads(text)["draining"]) == (503, True)
