@@ -14,7 +14,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from weakseg.errors import InvalidRequestError
+from weakseg.errors import InvalidRequestError, OutOfMemoryError
+from weakseg.memory import lacks_memory
 
 # Fields, and bytes of packed numbers: enough for the ids of every class of the largest tables.
 MAX_PARTS = 100_000
@@ -34,7 +35,7 @@ _FIXED = {1: 8, 5: 4}  # bytes by wire type
 class Unreadable:
     """Stands in for a message that was refused: what raises here gets a status of gRPC's own, without a reason."""
 
-    error: InvalidRequestError
+    error: InvalidRequestError | OutOfMemoryError
 
 
 def deserializer(path: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -47,7 +48,9 @@ def deserializer(path: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], 
             if len(data) > MAX_PARTS and count_parts(data, method.input_type, MAX_PARTS) > MAX_PARTS:
                 return Unreadable(InvalidRequestError(f"expected at most {MAX_PARTS} fields in a message, got more"))
             return parse(data)
-        except DecodeError:
+        except (DecodeError, MemoryError) as error:
+            if lacks_memory(error):
+                return Unreadable(OutOfMemoryError(f"the server has no memory for {len(data)} bytes: try again later"))
             name = method.input_type.full_name
             return Unreadable(InvalidRequestError(f"expected a {name}, got {len(data)} bytes that are none"))
 
@@ -58,7 +61,7 @@ def readable(request: Any) -> Any:
     """The message, or the stream of them.
 
     Raises:
-        InvalidRequestError: it is Unreadable; of a stream, when its turn comes.
+        InvalidRequestError, OutOfMemoryError: it is Unreadable; of a stream, when its turn comes.
     """
     if isinstance(request, Unreadable):
         raise request.error

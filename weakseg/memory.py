@@ -16,8 +16,8 @@ FILES = {  # by cgroup version: limit, usage, and in memory.stat the page cache 
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
-# Of C++, OpenCV, Pillow and CUDA, ONNX Runtime.
-_NO_MEMORY = re.compile("bad_alloc|insufficient memory|out of memory|failed to allocate", re.IGNORECASE)
+# Of C++, OpenCV, Pillow and CUDA, ONNX Runtime, protobuf.
+_NO_MEMORY = re.compile("bad_alloc|insufficient memory|out of memory|failed to allocate|alloc failed", re.IGNORECASE)
 
 
 def lacks_memory(error: BaseException | None) -> bool:

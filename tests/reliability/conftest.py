@@ -51,6 +51,10 @@ class Watched:
         """Largest RSS since `forget_peak`."""
         return self._status_kib("VmHWM") * 1024
 
+    @property
+    def address_space_bytes(self):
+        return self._status_kib("VmSize") * 1024
+
     def forget_peak(self):
         Path(f"/proc/{self.child.pid}/clear_refs").write_text("5")
 
@@ -82,6 +86,21 @@ class Watched:
         while not condition():
             assert self.is_alive and monotonic() < deadline, self.log.read_text()
             sleep(0.05)
+
+
+@pytest.fixture
+def watched_process():
+    """A function that starts a server process, which may end in any way."""
+    started = []
+
+    def start(bundle, log, *flags):
+        started.append(Watched(bundle, log, *flags))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.child.kill()
+        server.child.communicate()
 
 
 @pytest.fixture(scope="session")

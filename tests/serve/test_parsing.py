@@ -3,12 +3,13 @@
 import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.parsing import Unreadable, count_parts, deserializer, readable
-from weakseg.errors import InvalidRequestError
+from weakseg.errors import InvalidRequestError, OutOfMemoryError
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 SEGMENT = "/weakseg.v1.SegmentationService/Segment"
@@ -78,3 +79,12 @@ def test_every_service_says_so(shared_serving, method):
     with grpc.insecure_channel(shared_serving.target) as channel, pytest.raises(grpc.RpcError) as raised:
         channel.unary_unary(f"/{method}")(b"\xff")
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("error", [MemoryError(), DecodeError("Error parsing message: Arena alloc failed")], ids=repr)
+def test_want_of_memory_is_no_fault_of_the_message(error):
+    def parse(data):
+        raise error
+
+    with pytest.raises(OutOfMemoryError, match="3 bytes"):
+        readable(deserializer(SEGMENT, parse)(b"\x0a\x01x"))

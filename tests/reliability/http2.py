@@ -1,0 +1,43 @@
+"""Frames of HTTP/2 by hand, for connections that no gRPC client would make (RFC 9113; header blocks: RFC 7541)."""
+
+import select
+import socket
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+END_STREAM, END_HEADERS = 1, 4
+CANCEL = struct.pack(">I", 8)
+
+
+def frame(kind, flags, stream, payload=b""):
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + struct.pack(">I", stream) + payload
+
+
+def _text(value):
+    return bytes((len(value),)) + value  # as it is, without Huffman's code; below 127 bytes
+
+
+def headers(path):
+    """A call of gRPC: literals without indexing, names from the static table but for `te`."""
+    literals = b"\x04" + _text(path.encode()) + b"\x01" + _text(b"localhost") + b"\x0f\x10" + _text(b"application/grpc")
+    return b"\x83\x86" + literals + b"\x00" + _text(b"te") + _text(b"trailers")  # POST, http
+
+
+def connect(target):
+    """A connection whose preface and settings are sent."""
+    host, _, port = target.rpartition(":")
+    connection = socket.create_connection((host, int(port)), 60.0)
+    connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+    return connection
+
+
+def send(connection, data):
+    """Whether the server took it; what it says meanwhile is thrown away."""
+    try:
+        while select.select([connection], [], [], 0)[0] and connection.recv(65536):
+            pass
+        connection.sendall(data)
+    except OSError:  # it has closed the connection
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""R9: floods of connections and of resets, streams that never say anything, and bytes that are no HTTP/2 or no TLS."""
+
+import importlib.util
+import os
+import socket
+from pathlib import Path
+
+import grpc
+import pytest
+
+from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
+
+LONG_S = 60.0
+MIB = 2**20
+SEGMENT = "/weakseg.v1.SegmentationService/Segment"
+STREAMS = 100  # per connection that stays
+
+_spec = importlib.util.spec_from_file_location("http2", Path(__file__).parent / "http2.py")
+http2 = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(http2)
+
+
+@pytest.fixture
+def ask(outcome):
+    """A function: what another client is told meanwhile."""
+    request = pb.SegmentRequest(
+        image=pb.Image(raw=pb.RawImage(width=1, height=1, rgb=b"abc")), outputs=[pb.OutputSpec(kind=3)]
+    )
+
+    def asking(server, credentials=None):
+        options = [("grpc.enable_retries", 0)]
+        channel = grpc.secure_channel(server.target, credentials, options) if credentials else server.channel()
+        with channel:
+            return outcome(lambda: pb_grpc.SegmentationServiceStub(channel).Segment(request, timeout=LONG_S))
+
+    return asking
+
+
+@pytest.fixture
+def bounded(watched, ask):
+    """The server, which is asked before and after, and takes less than 100 MiB in between."""
+    assert ask(watched) == ("OK", "")
+    before = watched.rss_bytes
+    watched.forget_peak()
+    yield watched
+    while ask(watched) != ("OK", ""):
+        assert watched.is_alive
+    print(f"+{(watched.peak_bytes - before) / MIB:.0f} MiB")
+    assert watched.peak_bytes - before < 100 * MIB
+
+
+def address(server):
+    host, _, port = server.target.rpartition(":")
+    return host, int(port)
+
+
+def sizes(short, full):
+    return [short, pytest.param(full, marks=pytest.mark.reliability)]
+
+
+@pytest.mark.parametrize("n", sizes(200, 2000))
+def test_r9_connections_that_come_and_go(bounded, n):
+    openings = [
+        b"",
+        b"\0",
+        http2.PREFACE,
+        http2.PREFACE[:12],
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ]
+    for i in range(n):
+        with socket.create_connection(address(bounded), LONG_S) as connection:
+            connection.sendall(openings[i % len(openings)])
+
+
+@pytest.mark.parametrize("n", sizes(2000, 20_000))
+def test_r9_streams_that_are_reset_as_soon_as_they_begin(bounded, ask, n):
+    block, n_sent, n_connections = http2.headers(SEGMENT), 0, 0
+    while n_sent < n:
+        connection = http2.connect(bounded.target)
+        n_connections += 1
+        with connection:
+            for first in range(1, 40_000, 40):
+                streams = range(first, first + 40, 2)
+                pairs = [
+                    http2.frame(http2.HEADERS, http2.END_HEADERS, s, block)
+                    + http2.frame(http2.RST_STREAM, 0, s, http2.CANCEL)
+                    for s in streams
+                ]
+                if n_sent >= n or not http2.send(connection, b"".join(pairs)):
+                    break
+                n_sent += len(pairs)
+            # Of more than 1000 calls that wait to be taken gRPC's core drops some by lot.
+            assert ask(bounded)[0] in ("OK", "RESOURCE_EXHAUSTED", "CANCELLED")
+    print(f"{n_sent} streams on {n_connections} connections")
+
+
+@pytest.mark.parametrize("n", sizes(1000, 10_000))
+def test_r9_streams_that_say_nothing(bounded, ask, n):
+    """Calls are taken up to a limit of gRPC's; beyond it all are refused, at once, until the silent ones go."""
+    block = http2.headers(SEGMENT)
+    opened = [http2.connect(bounded.target) for _ in range(n // STREAMS)]
+    try:
+        for connection in opened:
+            frames = [http2.frame(http2.HEADERS, http2.END_HEADERS, s, block) for s in range(1, 2 * STREAMS, 2)]
+            http2.send(connection, b"".join(frames))
+        assert ask(bounded) in [("OK", ""), ("RESOURCE_EXHAUSTED", "")]
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+def test_r9_bytes_that_are_no_tls_and_clients_without_it(toy_bundle, tmp_path, watched_process, ask):
+    tls = pytest.importorskip("cryptography", reason="makes the certificate") and _certificate(tmp_path)
+    server = watched_process(toy_bundle, tmp_path / "log", "--tls-cert", str(tls[0]), "--tls-key", str(tls[1]))
+    for garbage in (b"", http2.PREFACE, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", os.urandom(4096)) * 10:
+        with socket.create_connection(address(server), LONG_S) as connection:
+            connection.sendall(garbage)
+    assert ask(server)[0] == "UNAVAILABLE", "a client that speaks no TLS"
+    trusted = grpc.ssl_channel_credentials(tls[0].read_bytes())
+    assert ask(server, trusted) == ("OK", "")
+    assert "Traceback" not in server.log.read_text()
+
+
+def _certificate(folder):
+    """PEM files of a certificate for 127.0.0.1 that has signed itself, and its key."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(1))
+        .not_valid_after(now + datetime.timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem, files = serialization.Encoding.PEM, (folder / "server.crt", folder / "server.key")
+    files[0].write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    files[1].write_bytes(secret)
+    return files
