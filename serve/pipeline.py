@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.access import CLIENT
+from serve.adaptive_limit import AdaptiveLimit
 from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
 from serve.breaker import Breakers
 from serve.drift import Windows
@@ -110,6 +111,7 @@ class Pipeline:
         max_batch: int,
         max_delay_s: float,
         queue_limit: int,
+        adaptive_limit: bool,
         bulk_share: float,
         bulk_wait_s: float,
         execution_timeout_s: float | None,
@@ -118,8 +120,9 @@ class Pipeline:
         refiners: Refiners,
         tracing: Tracing | None = None,
     ) -> None:
-        self.limit = queue_limit + max_batch
-        self.bulk_limit = max(max_batch, int(bulk_share * self.limit))  # a request of a whole batch must get in
+        most = queue_limit + max_batch
+        self._adaptive = AdaptiveLimit(max_batch, most) if adaptive_limit else None
+        self._bulk_share, self._max_batch = bulk_share, max_batch
         self.inflight = 0
         self.inflight_bulk = 0
         self.draining = False
@@ -138,13 +141,13 @@ class Pipeline:
         self._batcher = Batcher(
             max_batch=max_batch,
             max_delay_s=max_delay_s,
-            limit=self.limit,
+            limit=most,
             bulk_wait_s=bulk_wait_s,
             timeout_s=execution_timeout_s,
             on_batch=self._count_batch,
             on_depth=metrics.queue_depth.set,
         )
-        metrics.queue_limit.set(self.limit)
+        self._set_limit(most)
         metrics.hung.set_function(lambda: self.hung)
 
     @property
@@ -230,9 +233,11 @@ class Pipeline:
             )
         self._rate_limit.take(CLIENT.get(), monotonic(), n)
         self._set_inflight(self.inflight + n, self.inflight_bulk + n_bulk)
+        entered = monotonic()
         try:
             with self.breakers.of(job.model).request(monotonic()):
                 yield
+            self._adapt(monotonic() - entered, n)
         except Exception as error:
             if lacks_memory(error):
                 raise OutOfMemoryError(
@@ -374,6 +379,17 @@ class Pipeline:
     def _observe(self, job: Job, stage: str, seconds: float) -> None:
         exemplar = None if job.trace is None else job.trace.exemplar
         self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
+        if self._adaptive is not None and stage != "queue":
+            self._adaptive.worked(seconds)
+
+    def _adapt(self, seconds: float, n: int) -> None:
+        if self._adaptive is not None and self._adaptive.left(seconds, self.inflight, n):
+            self._set_limit(self._adaptive.limit)
+
+    def _set_limit(self, limit: int) -> None:
+        self.limit = limit
+        self.bulk_limit = max(self._max_batch, int(self._bulk_share * limit))  # a request of a whole batch must get in
+        self._metrics.queue_limit.set(limit)
 
     def _set_inflight(self, n: int, n_bulk: int) -> None:
         self.inflight, self.inflight_bulk = n, n_bulk

@@ -88,6 +88,7 @@ class Server:
             max_batch=config.max_batch,
             max_delay_s=config.max_delay_ms / 1000,
             queue_limit=config.queue_limit,
+            adaptive_limit=config.adaptive_limit,
             bulk_share=config.bulk_share,
             bulk_wait_s=config.bulk_wait_s,
             execution_timeout_s=config.execution_timeout_s or None,

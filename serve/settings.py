@@ -55,6 +55,7 @@ class ServeConfig(BaseModel):
     max_batch: Positive = 8  # images that go through a network together
     max_delay_ms: NotNegative = 2.0  # longest wait for a batch to fill
     queue_limit: Positive = 64  # requests in the server beyond one batch; one more is refused
+    adaptive_limit: bool = False  # admit fewer than that where requests wait more than they are worked on
     bulk_share: Share = 0.5  # of these, that bulk requests may take, at least a batch
     bulk_wait_s: NotNegative = 5.0  # bulk images give way to interactive ones that come up to so much later
     cache_mib: Annotated[int, Field(ge=0)] = 0  # of answers, for requests that are equal to earlier ones; 0 = none
