@@ -1,6 +1,6 @@
 """How many requests to admit where clients have no deadlines: so few that most of their time is work, not waiting.
 
-The gradient rule of Netflix's concurrency-limits (github.com/Netflix/concurrency-limits; "Performance Under Load", 2018):
+The gradient rule of github.com/Netflix/concurrency-limits ("Performance Under Load", 2018):
 
     limit ← limit · base / seen + √limit        smoothed
 

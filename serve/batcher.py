@@ -256,24 +256,25 @@ class Batcher:
     async def _execute(self, key: Key, items: list[_Item]) -> None:
         """A batch, and after a failure each of its images alone."""
         batches = deque([items])
-        while batches:
-            batch = [item for item in batches.popleft() if not item.answer.done()]
-            error = await self._attempt(key, batch) if batch else None
-            if error is None:
-                continue
-            if len(batch) > 1 and not isinstance(error, ExecutionTimeoutError):
-                batches.extend([item] for item in batch)
-                continue
-            for item in batch:
-                if not item.answer.done():
-                    item.answer.set_exception(error)
-        self._free += 1
-        self._wake.set()
+        try:
+            while batches:
+                batch = [item for item in batches.popleft() if not item.answer.done()]
+                error = await self._attempt(key, batch) if batch else None
+                if error is not None and len(batch) > 1 and not isinstance(error, ExecutionTimeoutError):
+                    batches.extend([item] for item in batch)
+                elif error is not None:
+                    _fail(batch, error)
+        finally:
+            self._free += 1
+            self._wake.set()
 
     async def _attempt(self, key: Key, items: list[_Item]) -> Exception | None:
         """One execution: answers its callers, or tells why it cannot."""
         started = monotonic()
-        work = self._pool.submit(_run, items[0].run, [item.image for item in items])
+        try:
+            work = self._pool.submit(_run, items[0].run, [item.image for item in items])
+        except RuntimeError as refused:  # no thread can be started
+            return refused
         ended = asyncio.wrap_future(work)
         # Cancelled only when the batcher closes, and then over in a moment: there is nobody left to tell.
         with contextlib.suppress(asyncio.CancelledError):
@@ -310,6 +311,12 @@ class Batcher:
         self._depth = depth
         if self._on_depth:
             self._on_depth(depth)
+
+
+def _fail(items: list[_Item], error: Exception) -> None:
+    for item in items:
+        if not item.answer.done():
+            item.answer.set_exception(error)
 
 
 def _run(run: Run, images: list[NDArray[np.uint8]]) -> list[Arrays]:

@@ -16,8 +16,10 @@ FILES = {  # by cgroup version: limit, usage, and in memory.stat the page cache 
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
-# Of C++, OpenCV, Pillow and CUDA, ONNX Runtime, protobuf.
-_NO_MEMORY = re.compile("bad_alloc|insufficient memory|out of memory|failed to allocate|alloc failed", re.IGNORECASE)
+# Of C++, OpenCV, Pillow and CUDA, ONNX Runtime, protobuf, Python's threads (their stacks).
+_NO_MEMORY = re.compile(
+    "bad_alloc|insufficient memory|out of memory|failed to allocate|alloc failed|can't start new thread", re.IGNORECASE
+)
 
 
 def lacks_memory(error: BaseException | None) -> bool:

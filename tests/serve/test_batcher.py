@@ -265,6 +265,17 @@ def test_an_execution_that_hangs_is_given_up_and_another_thread_goes_on():
     assert [record.error is None for record in records] == [False, True]
 
 
+def test_a_thread_that_cannot_be_started_fails_its_callers_and_no_others(monkeypatch):
+    async def test(batcher):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("can't start")))
+            with pytest.raises(RuntimeError, match="can't start"):
+                await batcher.submit("k", image(), Gate(is_open=True))
+        return await batcher.submit("k", image(1), Gate(is_open=True))
+
+    assert run(test).outputs["sum"] == 18
+
+
 def test_closing_does_not_wait_for_an_execution_that_hangs(monkeypatch):
     monkeypatch.setattr(serve.batcher, "CLOSE_S", 0.05)
     gate = Gate()

@@ -1,6 +1,7 @@
 import pytest
 
-from weakseg.memory import available_bytes
+from weakseg.errors import DataError
+from weakseg.memory import available_bytes, lacks_memory
 
 GIB = 2**30
 HOST = {"proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemFree: 1 kB\nMemAvailable:   {32 * 2**20} kB\n"}
@@ -47,3 +48,26 @@ def test_the_tightest_limit_counts(tmp_path, files, gib):
 def test_here():
     found = available_bytes()
     assert found is None or found > 0
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 1"), True),
+        (RuntimeError("CUDA failure 2: out of memory"), True),
+        (RuntimeError("can't start new thread"), True),
+        (raised_from(DataError("damaged"), MemoryError()), True),
+        (ValueError("shape"), False),
+        (DataError("no class 'out of memory'"), False),  # quotes a client
+        (None, False),
+    ],
+)
+def test_lacks_memory(error: Exception | None, expected: bool) -> None:
+    assert lacks_memory(error) is expected
