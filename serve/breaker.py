@@ -9,6 +9,7 @@ closed ── FAILURES executions fail in a row, or one hangs ──▶ open: re
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -21,6 +22,8 @@ from weakseg.model import Model
 
 FAILURES = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+
+log = logging.getLogger("serve.breaker")
 
 
 class Breaker:
@@ -98,9 +101,12 @@ class Breakers:
         breaker, now = self.of(model), monotonic()
         if error is None:
             if breaker.succeeded():
+                log.info("model answers again", extra={"fields": {"model": model.manifest.id}})
                 self.on_change()
         elif not isinstance(error, DataError | ConfigError) and not lacks_memory(error):
             pause_s = breaker.failed(now, at_once=isinstance(error, ExecutionTimeoutError))
             if pause_s:
+                fields = {"model": model.manifest.id, "pause_s": pause_s, "failure": type(error).__name__}
+                log.error("model paused", extra={"fields": fields})
                 self.on_change()
                 asyncio.get_running_loop().call_later(pause_s, self.on_change)

@@ -1,11 +1,11 @@
 """R14: a runner that fails, hangs, lies or dies under a real server: who is told what, and what goes on."""
 
 import io
+import json
 import logging
 import subprocess
 import sys
 import threading
-import time
 
 import grpc
 import numpy as np
@@ -277,9 +277,7 @@ def test_a_hanging_execution_is_given_up_and_others_are_answered(faulty, quick):
     running, runners = faulty("hangs", "good", execution_timeout_s=SHORT_S)
     runners["hangs"].hang = True
     assert is_internal(ask(running, "hangs"))
-    given_up = time.monotonic()
     assert ask(running, "good").outputs
-    assert time.monotonic() - given_up < 2 or pytest.skip("a busy machine")
     assert running.sample("weakseg_hung_executions") == 1
     runners["hangs"].hang = False
     runners["hangs"].gate.set()
@@ -359,8 +357,6 @@ def hanging(toy_bundle):
         args += ["--threads", "1", "--drain-delay-s", "0", "--execution-timeout-s", "0.2", *flags]
         child = subprocess.Popen([sys.executable, "-c", HANGING, *args], stdout=subprocess.PIPE, text=True)
         started.append(child)
-        import json
-
         target = f"127.0.0.1:{json.loads(child.stdout.readline())['port']}"
         with grpc.insecure_channel(target) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(
