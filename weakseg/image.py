@@ -38,6 +38,7 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 # APPn and COM, but for JFIF (APP0) and Adobe (APP14), which say what the samples are.
 _JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _BACK = {6: 8, 8: 6}  # orientations that undo another one; the rest undo themselves
+_STRIP_PIXELS = 2**16
 _PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
@@ -122,15 +123,13 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orien
         )
     # Pillow turns a TIFF upright as it loads it, and forgets how it was.
     turned: int = image.tag_v2.get(ORIENTATION_TAG, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
+    orientation = _BACK.get(turned, turned) if ignore_orientation else header.orientation
     try:
-        image.load()
-        rgb = rgb_from_pillow(image)
+        return rgb_from_pillow(image, orientation)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"expected a whole {header.format} image, got damaged or truncated data: {error}") from error
-    orientation = _BACK.get(turned, turned) if ignore_orientation else header.orientation
-    return np.array(upright(rgb, orientation), order="C")
 
 
 def _open(data: bytes, file_format: str) -> Image.Image:
@@ -154,14 +153,32 @@ def _pixel_data(data: bytes, file_format: str) -> bytes:
     return data
 
 
-def rgb_from_pillow(image: Image.Image) -> NDArray[np.uint8]:
+def rgb_from_pillow(image: Image.Image, orientation: int = 1) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB in memory of its own, turned as `upright` does.
+
+    Strip by strip: what a conversion needs beside the two images then stays small, and in the cache.
+
+    Raises:
+        ImageError: UNSUPPORTED_FORMAT, samples of 32 bits.
+    """
+    image.load()  # which may turn it
+    width, height = image.size
+    rgb = np.empty((width, height, 3) if orientation in (5, 6, 7, 8) else (height, width, 3), np.uint8)
+    stored = upright(rgb, _BACK.get(orientation, orientation))
+    n_rows = max(1, _STRIP_PIXELS // max(1, width))
+    for top in range(0, height, n_rows):
+        strip = stored[top : top + n_rows]
+        strip[:] = _rgb_from_strip(image.crop((0, top, width, top + len(strip))))
+    return rgb
+
+
+def _rgb_from_strip(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
         raise ImageError(f"expected 8 or 16 bits a sample, got Pillow mode {image.mode}", "UNSUPPORTED_FORMAT")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
         colour, alpha = rgba[..., :3], rgba[..., 3:]
         return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

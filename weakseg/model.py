@@ -452,7 +452,7 @@ def _rgb_from_image(image: Any, ignore_orientation: bool) -> NDArray[np.uint8]:
 
     if not isinstance(image, Image.Image):
         raise DataError(f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}")
-    return np.array(rgb_from_pillow(image if ignore_orientation else ImageOps.exif_transpose(image)), order="C")
+    return rgb_from_pillow(image if ignore_orientation else ImageOps.exif_transpose(image))
 
 
 def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded, n_classes: int) -> NDArray[Any]:

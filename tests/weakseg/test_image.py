@@ -3,6 +3,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from weakseg.errors import ImageError
-from weakseg.image import FILE_FORMATS, SERVICE_FORMATS, probe, read_image, upright
+from weakseg.image import FILE_FORMATS, SERVICE_FORMATS, probe, read_image, rgb_from_pillow, upright
 from weakseg.image_header import MAX_PARTS, MAX_SCANS, orientation_from_exif
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -323,3 +324,24 @@ def test_scans_are_counted_and_what_follows_the_image_is_not() -> None:
     assert read_image(with_scans(MAX_SCANS)).shape == RGB.shape
     assert reason(with_scans(MAX_SCANS + 1)) == "IMAGE_UNDECODABLE"
     np.testing.assert_array_equal(read_image(data + b"\xff\xda" * 1000), read_image(data))
+
+
+@given(
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    orientation=st.integers(1, 8),
+    mode=st.sampled_from(["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16"]),
+    strip_pixels=st.integers(1, 200),
+)
+def test_strips_make_the_whole(width: int, height: int, orientation: int, mode: str, strip_pixels: int) -> None:
+    rng = np.random.default_rng(width * 41 + height)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (height, width)).astype(np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8)).convert(mode)
+    with mock.patch("weakseg.image._STRIP_PIXELS", height * width):
+        whole = rgb_from_pillow(image)
+    with mock.patch("weakseg.image._STRIP_PIXELS", strip_pixels):
+        rgb = rgb_from_pillow(image, orientation)
+    assert rgb.flags.c_contiguous and rgb.flags.owndata
+    np.testing.assert_array_equal(rgb, upright(whole, orientation))
