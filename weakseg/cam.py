@@ -65,36 +65,47 @@ def upsample(
     """
     in_height, in_width = in_height or height, in_width or width
     maps = _maps(maps, "maps")
-    expected = (math.ceil(in_height / MAP_STRIDE), math.ceil(in_width / MAP_STRIDE))
-    if maps.shape[1:] != expected:
-        raise DataError(
-            f"maps must be (K, {expected[0]}, {expected[1]}) for an input of {in_height} x {in_width}, "
-            f"got {maps.shape}: give the size that the network saw, without its padding"
-        )
+    check_cells(maps, in_height, in_width)
     out = np.empty((len(maps), height, width), dtype=np.float32)
     for k in range(len(maps)):
         out[k] = upsample_one(maps[k], height, width, in_height, in_width)
     return out
 
 
+def check_cells(maps: NDArray[Any], in_height: int, in_width: int) -> None:
+    """Raises DataError for maps (K, h, w) that are not those of an input of this size."""
+    expected = (math.ceil(in_height / MAP_STRIDE), math.ceil(in_width / MAP_STRIDE))
+    if maps.shape[1:] != expected:
+        raise DataError(
+            f"maps must be (K, {expected[0]}, {expected[1]}) for an input of {in_height} x {in_width}, "
+            f"got {maps.shape}: give the size that the network saw, without its padding"
+        )
+
+
 def upsample_one(
-    cells: NDArray[np.float32], height: int, width: int, in_height: int, in_width: int
+    cells: NDArray[np.float32],
+    height: int,
+    width: int,
+    in_height: int,
+    in_width: int,
+    rows: slice = slice(None),
 ) -> NDArray[np.float32]:
-    """`upsample` of one map (h, w) whose size has been checked; one at a time keeps memory at one plane."""
+    """`upsample` of one map (h, w) whose size has been checked, or some rows of it, the same as in the whole."""
     if (height, width) == (in_height, in_width):
         # A plain resize by 4 has the same grid and is some ten times faster; the last cell may reach past the image.
         grown = cv2.resize(
             cells, (cells.shape[1] * MAP_STRIDE, cells.shape[0] * MAP_STRIDE), interpolation=cv2.INTER_LINEAR
         )
-        return np.asarray(grown[:height, :width], dtype=np.float32)
+        return np.asarray(grown[:height, :width][rows], dtype=np.float32)
     # cv2.resize derives its scale from the two sizes, which cannot express a cropped last cell.
-    left, right, frac = _linear_taps(cells.shape[1], width, in_width)
-    rows = cells[:, left] * (1 - frac) + cells[:, right] * frac
-    top, bottom, frac = _linear_taps(cells.shape[0], height, in_height)
-    out: NDArray[np.float32] = rows[top]
-    out *= (1 - frac)[:, None]
-    lower = rows[bottom]
-    lower *= frac[:, None]
+    top, bottom, down = (taps[rows] for taps in _linear_taps(cells.shape[0], height, in_height))
+    cells = cells[top[0] : bottom[-1] + 1]
+    left, right, along = _linear_taps(cells.shape[1], width, in_width)
+    wide = cells[:, left] * (1 - along) + cells[:, right] * along
+    out: NDArray[np.float32] = wide[top - top[0]]
+    out *= (1 - down)[:, None]
+    lower = wide[bottom - top[0]]
+    lower *= down[:, None]
     out += lower
     return out
 

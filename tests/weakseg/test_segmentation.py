@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,15 @@ def test_thin_images(size: tuple[int, int]) -> None:
     labels = labels_from_logits(logits, *size)
     assert labels.shape == size
     assert (labels == 2).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(1, 40), st.integers(1, 900))
+def test_strips_make_the_whole(height: int, width: int, in_height: int, in_width: int, strip_pixels: int) -> None:
+    rng = np.random.default_rng(height * 61 + width)
+    logits = rng.normal(size=(4, -(-in_height // 4), -(-in_width // 4))).astype(np.float32)
+    with mock.patch("weakseg.segmentation._STRIP_PIXELS", strip_pixels):
+        labels = labels_from_logits(logits, height, width, in_height, in_width)
+    np.testing.assert_array_equal(labels, upsample(logits, height, width, in_height, in_width).argmax(axis=0))
 
 
 def test_many_classes_need_two_bytes() -> None:
