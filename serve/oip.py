@@ -112,7 +112,7 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
 
                 def check(decoded: list[Decoded]) -> None:
                     check_sizes(decoded, options.outputs)
-                    height, width, _ = decoded[0].rgb.shape
+                    height, width = decoded[0].size
                     outcome.fields = {"width": width, "height": height}
 
                 limit_bytes = self._config.max_message_bytes

@@ -95,7 +95,7 @@ def outputs_of(model: Model) -> tuple[str, ...]:
 
 def check_sizes(decoded: Sequence[Decoded], outputs: Sequence[str]) -> None:
     """Raises InvalidRequestError for images of different sizes with outputs that could then not be one array."""
-    sizes = [f"{image.rgb.shape[1]}x{image.rgb.shape[0]}" for image in decoded]
+    sizes = [f"{width}x{height}" for height, width in (image.size for image in decoded)]
     dense = [name for name in outputs if name in DENSE]
     if dense and len({*sizes}) > 1:
         raise InvalidRequestError(

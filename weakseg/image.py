@@ -58,6 +58,15 @@ def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS) -> ImageHeade
     return ImageHeader(width, height, file_format)  # a TIFF is turned by Pillow itself; BMP and GIF have no orientation
 
 
+def check_pixels(header: ImageHeader, max_pixels: int) -> None:
+    """Raises ImageError, IMAGE_TOO_LARGE, for an image of more than `max_pixels`."""
+    if header.n_pixels > max_pixels:
+        raise ImageError(
+            f"expected at most {max_pixels} pixels, got {header.width}x{header.height}: scale the image down",
+            "IMAGE_TOO_LARGE",
+        )
+
+
 def read_image(
     source: str | Path | bytes,
     *,
@@ -80,16 +89,42 @@ def read_image(
     Raises:
         ImageError: IMAGE_TOO_LARGE, UNSUPPORTED_FORMAT or IMAGE_UNDECODABLE; the message names the file.
     """
+    return read_reduced(source, None, max_pixels=max_pixels, formats=formats, ignore_orientation=ignore_orientation)[0]
+
+
+def read_reduced(
+    source: str | Path | bytes,
+    least_side: int | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Collection[str] = FILE_FORMATS,
+    ignore_orientation: bool = False,
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode one image, a JPEG at 1/2, 1/4 or 1/8 where its longer side then still has `least_side` pixels.
+
+    Reduced sides are rounded up. None = every image whole. The rest is as `read_image` has it.
+
+    Returns:
+        rgb, and (height, width) of the whole image, oriented alike.
+    """
     if isinstance(source, bytes):
-        return _decode(source, max_pixels, formats, ignore_orientation)
+        return _decode(source, least_side, max_pixels, formats, ignore_orientation)
     try:
         data = Path(source).read_bytes()
     except OSError as error:
         raise ImageError(f"{source}: expected an image file, got: {error.strerror or error}") from error
     try:
-        return _decode(data, max_pixels, formats, ignore_orientation)
+        return _decode(data, least_side, max_pixels, formats, ignore_orientation)
     except ImageError as error:
         raise ImageError(f"{source}: {error}", error.reason) from error
+
+
+def reduction(header: ImageHeader, least_side: int | None) -> int:
+    """What `read_reduced` divides the sides of an image by: 1, 2, 4 or 8."""
+    if least_side is None or header.format != "JPEG":
+        return 1
+    short, long = sorted((header.width, header.height))
+    return next((n for n in (8, 4, 2) if long // n >= least_side and short >= n), 1)
 
 
 def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -107,13 +142,11 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return turned.get(orientation, image)
 
 
-def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orientation: bool) -> NDArray[np.uint8]:
+def _decode(
+    data: bytes, least_side: int | None, max_pixels: int, formats: Collection[str], ignore_orientation: bool
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     header = probe(data, formats=formats)
-    if header.n_pixels > max_pixels:
-        raise ImageError(
-            f"expected at most {max_pixels} pixels, got {header.width}x{header.height}: scale the image down",
-            "IMAGE_TOO_LARGE",
-        )
+    check_pixels(header, max_pixels)
     if header.format == "JPEG":
         check_scans(data)
     image = _open(_pixel_data(data, header.format), header.format)
@@ -123,13 +156,19 @@ def _decode(data: bytes, max_pixels: int, formats: Collection[str], ignore_orien
         )
     # Pillow turns a TIFF upright as it loads it, and forgets how it was.
     turned: int = image.tag_v2.get(ORIENTATION_TAG, 1) if isinstance(image, TiffImagePlugin.TiffImageFile) else 1
+    divisor = reduction(header, least_side)
+    if divisor > 1:  # libjpeg leaves the high frequencies out, which is most of the work
+        image.draft(image.mode, (header.width // divisor, header.height // divisor))
     orientation = _BACK.get(turned, turned) if ignore_orientation else header.orientation
     try:
-        return rgb_from_pillow(image, orientation)
+        rgb = rgb_from_pillow(image, orientation)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever they met: OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"expected a whole {header.format} image, got damaged or truncated data: {error}") from error
+    if divisor == 1:
+        return rgb, (rgb.shape[0], rgb.shape[1])
+    return rgb, (header.height, header.width) if ignore_orientation else header.oriented_size
 
 
 def _open(data: bytes, file_format: str) -> Image.Image:

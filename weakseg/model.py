@@ -21,7 +21,7 @@ from weakseg.bundle import Bundle, open_bundle
 from weakseg.cam import MAP_STRIDE, normalise, upsample
 from weakseg.classes import ClassTable, ignore_value
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
-from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_image, rgb_from_pillow
+from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_reduced, rgb_from_pillow
 from weakseg.manifest import (
     AFFINITY,
     CLASSIFIER,
@@ -55,10 +55,16 @@ GraphOutputs = Mapping[str, Mapping[str, NDArray[Any]]]  # {graph: {output: arra
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image, (H, W, 3) uint8 RGB as it was to be oriented, and what the network sees of it, (h, w, 3) uint8."""
+    """What is needed of an image from its decoding on.
 
-    rgb: NDArray[np.uint8]
+    prepared: (h, w, 3) uint8 RGB, what the network sees, and a CRF.
+    size: (H, W) of the whole image, as it was to be oriented; masks have it.
+    rgb: (H, W, 3) uint8 RGB, for `Result.overlay`; None where it was decoded at less, or is not kept.
+    """
+
     prepared: NDArray[np.uint8]
+    size: tuple[int, int]
+    rgb: NDArray[np.uint8] | None = None
     seconds: float = 0.0
 
 
@@ -120,6 +126,7 @@ class Model:
         heatmap_max_side: int | None = None,
         quality: bool = False,
         ignore_orientation: bool = False,
+        reduced_decoding: bool = False,
     ) -> Result:
         """Compute masks, heatmaps and scores of one image.
 
@@ -137,6 +144,9 @@ class Model:
             quality: also say how sure the masks are of themselves, `Result.quality`.
             ignore_orientation: of files and Pillow images: take the pixels as they are stored, without turning them as
                 their EXIF orientation says; the mask is then that of the stored pixels.
+            reduced_decoding: of JPEG files that are larger than the network sees: decode only as many pixels as it
+                needs, which is faster. Masks keep the size of the image, and differ a little along outlines; the
+                result does not carry its image.
         Raises:
             ImageError, DataError: the image cannot be used. UnknownClassError: a tag. ConfigError: another argument.
             OutputUnsupportedError: the model does not have an output. ModelFailedError: its graph failed.
@@ -150,7 +160,7 @@ class Model:
             heatmap_max_side=heatmap_max_side,
             quality=quality,
         )
-        decoded = self.decode(image, ignore_orientation=ignore_orientation)
+        decoded = self.decode(image, ignore_orientation=ignore_orientation, reduced_decoding=reduced_decoding)
         started = perf_counter()
         graph_outputs = self.infer(decoded, request)
         infer_s = perf_counter() - started
@@ -195,15 +205,19 @@ class Model:
         max_pixels: int = MAX_PIXELS,
         formats: Collection[str] = FILE_FORMATS,
         ignore_orientation: bool = False,
+        reduced_decoding: bool = False,
     ) -> Decoded:
-        """Read an image and fit it to the input policy; `max_pixels` and `formats` limit files only."""
+        """Read an image and fit it to the input policy; all but `ignore_orientation` is about files only."""
         started = perf_counter()
         if isinstance(source, (str, Path, bytes)):
-            rgb = read_image(source, max_pixels=max_pixels, formats=formats, ignore_orientation=ignore_orientation)
+            least = self.manifest.input.max_side if reduced_decoding else None
+            limits: Any = {"max_pixels": max_pixels, "formats": formats}
+            rgb, size = read_reduced(source, least, **limits, ignore_orientation=ignore_orientation)
         else:
             rgb = rgb_from_pixels(source, ignore_orientation=ignore_orientation)
-        prepared = prepare(rgb, self.manifest.input)
-        return Decoded(rgb, prepared, perf_counter() - started)
+            size = (rgb.shape[0], rgb.shape[1])
+        prepared = prepare(rgb, self.manifest.input, size)
+        return Decoded(prepared, size, rgb if rgb.shape[:2] == size else None, perf_counter() - started)
 
     def graphs_for(self, request: Request) -> tuple[str, ...]:
         """Names of the graphs that a request needs."""
@@ -225,7 +239,7 @@ class Model:
         has = self.manifest.graphs[graph].outputs
         if graph != SEGMENTATION or "labels" not in has:
             return has
-        if decoded.prepared.shape != decoded.rgb.shape:
+        if decoded.prepared.shape[:2] != decoded.size:
             return ("logits",)
         return ("logits", "labels") if request.quality else ("labels",)
 
@@ -249,7 +263,7 @@ class Model:
             check: of the refinement, called between its steps; what it raises ends the work.
         """
         started = perf_counter()
-        height, width = decoded.rgb.shape[:2]
+        height, width = decoded.size
         result = Result(
             self.classes,
             self.palette,
@@ -344,7 +358,7 @@ class Model:
         classes = np.array(present, dtype=np.int32)
         n = len(self.classes)
         made = pseudo_mask(decoded.prepared, cam01, classes, n, t, config, walk, with_shares=quality, check=check)
-        labels = _nearest(made.labels, *decoded.rgb.shape[:2])
+        labels = _nearest(made.labels, *decoded.size)
         if not quality:
             return labels, None
         return labels, mask_quality(
@@ -463,11 +477,11 @@ def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded, n_class
             raise ModelFailedError(
                 f"expected logits of {n_classes} classes and background, got {logits.shape}: {AGAIN}"
             )
-        return labels_from_logits(logits, *decoded.rgb.shape[:2], *decoded.prepared.shape[:2])
+        return labels_from_logits(logits, *decoded.size, *decoded.prepared.shape[:2])
     labels = outputs["labels"]
-    if labels.shape != decoded.rgb.shape[:2] or labels.dtype.kind != "u":
+    if labels.shape != decoded.size or labels.dtype.kind != "u":
         raise ModelFailedError(
-            f"expected unsigned labels {decoded.rgb.shape[:2]}, got {labels.shape} {labels.dtype}: {AGAIN}"
+            f"expected unsigned labels {decoded.size}, got {labels.shape} {labels.dtype}: {AGAIN}"
         )
     if labels.flat[0] == ignore_value(labels):  # the graph's mark of an image whose logits are not finite
         raise ModelFailedError(NOT_FINITE.format(SEGMENTATION))

@@ -51,17 +51,19 @@ def fitted_size(height: int, width: int, policy: InputPolicy) -> tuple[int, int]
     return _scaled(height, policy.max_side, longest), _scaled(width, policy.max_side, longest)
 
 
-def prepare(rgb: NDArray[np.uint8], policy: InputPolicy) -> NDArray[np.uint8]:
+def prepare(rgb: NDArray[np.uint8], policy: InputPolicy, whole: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Scale an image down by area averaging to `fitted_size`; never up.
 
     Args:
         rgb: (H, W, 3) uint8.
+        whole: (height, width) of the image, where `rgb` was decoded at less; None = those of `rgb`.
     Returns:
         (h, w, 3) uint8, C-contiguous; `rgb` itself where nothing is to be done.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
         raise DataError(f"expected an image (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}: convert it to RGB first")
-    size = fitted_size(rgb.shape[0], rgb.shape[1], policy)
+    height, width = rgb.shape[:2] if whole is None else whole
+    size = fitted_size(height, width, policy)
     if size == rgb.shape[:2]:
         return np.ascontiguousarray(rgb)
     return np.asarray(cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from weakseg.errors import ImageError
-from weakseg.image import FILE_FORMATS, SERVICE_FORMATS, probe, read_image, rgb_from_pillow, upright
+from weakseg.image import (
+    FILE_FORMATS,
+    SERVICE_FORMATS,
+    probe,
+    read_image,
+    read_reduced,
+    reduction,
+    rgb_from_pillow,
+    upright,
+)
 from weakseg.image_header import MAX_PARTS, MAX_SCANS, orientation_from_exif
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -324,6 +333,67 @@ def test_scans_are_counted_and_what_follows_the_image_is_not() -> None:
     assert read_image(with_scans(MAX_SCANS)).shape == RGB.shape
     assert reason(with_scans(MAX_SCANS + 1)) == "IMAGE_UNDECODABLE"
     np.testing.assert_array_equal(read_image(data + b"\xff\xda" * 1000), read_image(data))
+
+
+PHOTO = np.asarray(
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)).resize((700, 501))
+)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_is_reduced_to_means_of_its_blocks(mode: str, options: dict[str, object], n: int) -> None:
+    """Sides are rounded up; the last block may reach past the image, so it is left out here."""
+    data = encode(Image.fromarray(PHOTO).convert(mode), "JPEG", quality=95, **options)
+    rgb, size = read_reduced(data, 700 // n)
+    assert size == (501, 700) and rgb.shape == (-(-501 // n), -(-700 // n), 3)
+    height, width = 501 // n, 700 // n
+    blocks = read_image(data)[: height * n, : width * n].reshape(height, n, width, n, 3)
+    assert np.abs(blocks.mean(axis=(1, 3)) - rgb[:height, :width]).mean() < 1.5
+
+
+@given(width=st.integers(1, 300), height=st.integers(1, 300), least=st.integers(1, 300))
+@settings(max_examples=50)
+def test_a_reduced_jpeg_is_never_smaller_than_asked_for(width: int, height: int, least: int) -> None:
+    data = encode(Image.new("L", (width, height)), "JPEG")
+    rgb, size = read_reduced(data, least)
+    assert size == (height, width)
+    n = reduction(probe(data), least)
+    assert rgb.shape == (-(-height // n), -(-width // n), 3)
+    assert n == 1 or max(rgb.shape) >= least
+    assert n == 8 or max(width, height) // (2 * n) < least or min(width, height) < 2 * n
+
+
+@pytest.mark.parametrize("file_format", FILE_FORMATS)
+def test_only_large_jpegs_are_reduced(file_format: str) -> None:
+    data = encode(Image.fromarray(RGB), file_format)
+    least = 16 if file_format == "JPEG" else 1
+    np.testing.assert_array_equal(read_reduced(data, least)[0], read_image(data))
+    np.testing.assert_array_equal(read_reduced(data, None)[0], read_image(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_is_turned(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = encode(Image.fromarray(PHOTO), "JPEG", exif=exif)
+    stored, size = read_reduced(data, 100, ignore_orientation=True)
+    assert size == (501, 700)
+    turned, size = read_reduced(data, 100)
+    assert size == read_image(data).shape[:2]
+    np.testing.assert_array_equal(turned, upright(stored, orientation))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_damaged_jpeg_fails_reduced_as_it_fails_whole(progressive: bool) -> None:
+    data = encode(Image.fromarray(PHOTO), "JPEG", progressive=progressive)
+    for end in range(0, len(data) - 2, 97):
+        with pytest.raises(ImageError) as whole:
+            read_image(data[:end])
+        with pytest.raises(ImageError) as reduced:
+            read_reduced(data[:end], 100)
+        assert (reduced.value.reason, str(reduced.value)) == (whole.value.reason, str(whole.value))
 
 
 @given(

@@ -28,6 +28,7 @@ from weakseg.recipe import CrfConfig, WalkConfig
 from weakseg.stopping import StoppedError
 
 MODELS = Path(__file__).parents[1] / "data" / "bundles"
+WSSS_MINI = Path("../shared/data/wsss-mini")
 RED, BLUE, IGNORE = 1, 3, 255
 
 
@@ -296,6 +297,51 @@ def test_orientation_is_applied_or_ignored(model, orientation):
         applied = model.segment(source)
         np.testing.assert_array_equal(applied.image, upright(stored, orientation))
         np.testing.assert_array_equal(applied.mask, model.segment(upright(stored, orientation)).mask)
+
+
+@pytest.mark.parametrize("size", [(512, 384), (1021, 633), (701, 1000)])
+def test_reduced_decoding_gives_nearly_the_same_masks_at_the_same_size(model, size):
+    """Smooth colours, such as a photograph has at the few pixels that the network sees of it."""
+    coarse = np.random.default_rng(size[0]).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95, exif=exif)
+    kinds = model.manifest.outputs
+    tags = model.classes.names
+    exact = model.segment(buffer.getvalue(), outputs=kinds, tags=tags)
+    reduced = model.segment(buffer.getvalue(), outputs=kinds, tags=tags, reduced_decoding=True)
+    assert (reduced.height, reduced.width) == (exact.height, exact.width) == size
+    assert reduced.image is None
+    for kind in exact.mask_kinds:
+        assert getattr(reduced, kind).shape == size
+        assert (getattr(reduced, kind) == getattr(exact, kind)).mean() > 0.95
+    for name, score in exact.scores.items():
+        assert reduced.scores[name] == pytest.approx(score, abs=0.1)
+        assert reduced.heatmaps[name].shape == exact.heatmaps[name].shape
+
+
+@pytest.mark.skipif(not WSSS_MINI.is_dir(), reason="needs ../shared/data/wsss-mini")
+def test_reduced_decoding_of_photographs(model):
+    """The toy model's labels are the strongest colour of a few pixels, so this is about its input above all."""
+    agreeing = []
+    for path in sorted(WSSS_MINI.glob("JPEGImages/*.jpg"))[::400]:
+        photo = Image.open(path)
+        buffer = io.BytesIO()
+        photo.resize((photo.width * 3 + 1, photo.height * 3 - 1)).save(buffer, "JPEG", quality=90)
+        exact, reduced = (model.segment(buffer.getvalue(), reduced_decoding=value) for value in (False, True))
+        agreeing.append((exact.mask == reduced.mask).mean())
+    assert min(agreeing) > 0.97
+
+
+def test_the_policy_that_refuses_looks_at_the_whole_image(model):
+    manifest = replace(model.manifest, input=replace(model.manifest.input, policy="refuse"))
+    refusing = Model(replace(model.bundle, manifest=manifest), model.runner)
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 100)).save(buffer, "JPEG")
+    for reduced in (False, True):
+        with pytest.raises(ImageError, match="at most 64 pixels a side, got 640x100"):
+            refusing.segment(buffer.getvalue(), reduced_decoding=reduced)
 
 
 def test_segment_is_its_three_parts(model):
