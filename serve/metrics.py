@@ -71,6 +71,8 @@ class Metrics:
         self.queue_depth = self._gauge("weakseg_queue_depth", "Images that wait for a graph")
         self.queue_limit = self._gauge("weakseg_queue_limit", "Requests in the server beyond which one is refused")
         self.inflight = self._gauge("weakseg_inflight", "Requests in the server")
+        self.image_memory_bytes = self._gauge("weakseg_image_memory_bytes", "Memory taken for the pixels of images")
+        self.image_memory_waiting = self._gauge("weakseg_image_memory_waiting", "Requests that wait for such memory")
         self.rejected = self._counter("weakseg_rejected_total", "Images without an answer, by reason", ("reason",))
         self.refinements_cut = self._counter(
             "weakseg_refinements_cut_short_total", "Pseudo-masks without the refinement asked for", model
@@ -90,6 +92,10 @@ class Metrics:
         self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
         self.grpc_seconds = self._histogram("grpc_server_handling_seconds", "Calls, begin to end", CALL_SECONDS, method)
         self._gone: deque[tuple[str, str]] = deque()  # versions that are no longer served, the latest last
+
+    def set_image_memory(self, n_bytes: int, n_waiting: int) -> None:
+        self.image_memory_bytes.set(n_bytes)
+        self.image_memory_waiting.set(n_waiting)
 
     def forget_state(self, name: str, version: str) -> None:
         """Drop what says how a version is; what it has done stays."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,9 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
                 outcome.model = (entry.name, entry.version)
                 options, asked = with_model(options, model)
                 job = partial(Job, deadline=call.deadline, priority=options.priority, trace=outcome.trace)
-                jobs = [job(entry.name, entry.version, model, image, asked) for image in images]
+                tensor = request.inputs[0]
+                n_pixels = prod(tensor.shape[1:3]) if tensor.datatype == "UINT8" else 0
+                jobs = [job(entry.name, entry.version, model, image, asked, n_pixels=n_pixels) for image in images]
 
                 def check(decoded: list[Decoded]) -> None:
                     check_sizes(decoded, options.outputs)

@@ -2,7 +2,8 @@
 
 The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
 batcher's. At most `limit` requests are inside at once, whatever step they are at, so memory is bounded; one more is
-refused before anything is done for it.
+refused before anything is done for it. What their pixels take is bounded by itself (serve/image_memory.py): until there
+is room, a request holds its message only. Decoded pixels are gone when the network's input is made of them.
 
 CRF and random walk have threads of their own, so that they keep no other mask waiting, and may have a budget: an
 interactive request that has waited and been refined for so long gets the mask without them.
@@ -14,7 +15,7 @@ of them than threads, so that an interactive request there waits for one of them
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
@@ -30,6 +31,7 @@ from serve.adaptive_limit import AdaptiveLimit
 from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
 from serve.breaker import Breakers
 from serve.drift import Windows
+from serve.image_memory import ImageMemory, Lease
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
 from serve.refining import Refiners
@@ -45,7 +47,7 @@ from weakseg.errors import (
     ServiceError,
     WeaksegError,
 )
-from weakseg.image import SERVICE_FORMATS, probe
+from weakseg.image import SERVICE_FORMATS, check_pixels, probe
 from weakseg.memory import lacks_memory
 from weakseg.model import Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
@@ -58,6 +60,10 @@ if TYPE_CHECKING:  # an extra
 T = TypeVar("T")
 U = TypeVar("U")
 Image: TypeAlias = "bytes | NDArray[np.uint8]"
+# What a pixel takes at the most, measured: the decoder's own image and ours; coefficients of a progressive JPEG;
+# canvases of libwebp. Two masks of up to 254 classes and their encoding take less than that.
+BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 7, "WEBP": 16}
+BYTES_PER_RAW_PIXEL = 7
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Job:
 
     name, version: of the model, for batch keys and metrics.
     image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
+    n_pixels: of an image that is no file; 0 = the file says it.
     deadline: on the clock of `time.monotonic`; None = none.
     ignore_orientation: of a file. priority: see `serve.batcher.Batcher`.
     """
@@ -76,6 +83,7 @@ class Job:
     image: Image | Callable[[], Image]
     request: Request
     _: KW_ONLY
+    n_pixels: int = 0
     deadline: float | None = None
     ignore_orientation: bool = False
     priority: Priority = "interactive"
@@ -116,6 +124,7 @@ class Pipeline:
         bulk_wait_s: float,
         execution_timeout_s: float | None,
         max_pixels: int,
+        image_memory_bytes: int,
         rate_limit: RateLimit,
         refiners: Refiners,
         tracing: Tracing | None = None,
@@ -129,6 +138,7 @@ class Pipeline:
         self.windows = Windows()
         self.refiners = refiners
         self.breakers = Breakers()
+        self.image_memory = ImageMemory(image_memory_bytes, bulk_wait_s, metrics.set_image_memory)
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._rate_limit = rate_limit
@@ -182,9 +192,10 @@ class Pipeline:
             ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
             OutputUnsupportedError: the server lacks what an output needs.
         """
-        with self._admitted(1, job):
-            held = [await self._in(self._decoders, job.priority, self._decode, job)]
-            return await self._segment(job, held, partial(self._encode, job, encode))
+        with self._admitted(1, job), self.image_memory.lease(job.priority) as lease:
+            await lease.take(await self._need(job, lease))
+            held = [await self._in(self._decoders, lease, self._decode, job)]
+            return await self._segment(job, lease, held, partial(self._encode, job, encode))
 
     async def segment_all(
         self, jobs: Sequence[Job], check: Callable[[list[Decoded]], None], encode: Callable[[list[Answer]], T]
@@ -197,15 +208,23 @@ class Pipeline:
             As `segment`; an ImageError says which image it is.
         """
         priority = jobs[0].priority
-        with self._admitted(len(jobs), jobs[0]):
-            decoded = await _together(self._decode_nth(i, job) for i, job in enumerate(jobs))
+        with self._admitted(len(jobs), jobs[0]), self.image_memory.lease(priority) as lease:
+            needs = await _together(_of_nth(i, self._need, job, lease) for i, job in enumerate(jobs))
+            await lease.take(sum(needs))
+            decoded = await _together(
+                _of_nth(i, self._in, self._decoders, lease, self._decode, job) for i, job in enumerate(jobs)
+            )
             check(decoded)
             if len(jobs) == 1:  # encoded in the same thread
-                return await self._segment(jobs[0], decoded, lambda answer: self._encode(jobs[0], encode, [answer]))
+                return await self._segment(
+                    jobs[0], lease, decoded, lambda answer: self._encode(jobs[0], encode, [answer])
+                )
             held = [[image] for image in decoded]
             del decoded
-            answers = await _together(self._segment(*pair, _as_it_is) for pair in zip(jobs, held, strict=True))
-            return await self._in(self._finishers, priority, self._encode, jobs[0], encode, answers)
+            answers = await _together(
+                self._segment(job, lease, images, _as_it_is) for job, images in zip(jobs, held, strict=True)
+            )
+            return await self._in(self._finishers, lease, self._encode, jobs[0], encode, answers)
 
     def admit_known(self) -> None:
         """A request whose answer is known: it takes no place, but counts for the rate limit.
@@ -247,13 +266,17 @@ class Pipeline:
         finally:
             self._set_inflight(self.inflight - n, self.inflight_bulk - n_bulk)
 
-    async def _decode_nth(self, i: int, job: Job) -> Decoded:
-        try:
-            return await self._in(self._decoders, job.priority, self._decode, job)
-        except ImageError as error:
-            raise ImageError(f"image {i}: {error}", error.reason) from error
+    async def _need(self, job: Job, lease: Lease) -> int:
+        """Bytes that the pixels of an image take at the most while it is inside.
 
-    async def _segment(self, job: Job, held: list[Decoded], then: Callable[[Answer], T]) -> T:
+        Raises:
+            ImageError: what can be refused before it is decoded.
+        """
+        if job.n_pixels:
+            return job.n_pixels * BYTES_PER_RAW_PIXEL
+        return await self._in(self._decoders, lease, self._look, job)
+
+    async def _segment(self, job: Job, lease: Lease, held: list[Decoded], then: Callable[[Answer], T]) -> T:
         """held: the image, which is taken out of it: the thread that is done with its arrays gives them back.
 
         To unmap megabytes takes milliseconds, which the event loop does not have.
@@ -265,7 +288,7 @@ class Pipeline:
             self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
         self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
         refined = await self._refined(job, held[0], dict(runs)) if job.request.refines else []
-        return await self._in(self._finishers, job.priority, self._answer, job, held, runs, refined, then)
+        return await self._in(self._finishers, lease, self._answer, job, held, runs, refined, then)
 
     async def _refined(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> list[Answer]:
         """The answer, for a thread to take out of the list; empty = it took too long."""
@@ -286,21 +309,27 @@ class Pipeline:
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
 
+    def _look(self, job: Job) -> int:
+        """`_need` of what may be a file. In a thread: only to copy 30 MiB out of a message takes milliseconds."""
+        image = job.image() if callable(job.image) else job.image
+        if not isinstance(image, bytes):
+            return image.size // 3 * BYTES_PER_RAW_PIXEL
+        header = probe(image, formats=SERVICE_FORMATS)
+        fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `_decode` would refuse later
+        check_pixels(header, self._max_pixels)
+        return header.n_pixels * BYTES_PER_PIXEL[header.format]
+
     def _decode(self, job: Job) -> Decoded:
         job.check_time()
         started = monotonic()
-        image = job.image() if callable(job.image) else job.image
-        if isinstance(image, bytes):
-            header = probe(image, formats=SERVICE_FORMATS)
-            fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `decode` would refuse later
         decoded = job.model.decode(
-            image,
+            job.image() if callable(job.image) else job.image,
             max_pixels=self._max_pixels,
             formats=SERVICE_FORMATS,
             ignore_orientation=job.ignore_orientation,
         )
         self._end(job, "decode", started)
-        return decoded
+        return replace(decoded, rgb=None)
 
     def _refine(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], check: Check) -> list[Answer]:
         """Empty when it was stopped: here, so that what its frames hold is given back by this thread."""
@@ -353,9 +382,14 @@ class Pipeline:
         self._end(job, "encode", started)
         return encoded
 
-    async def _in(self, pool: ThreadPoolExecutor, priority: Priority, function: Callable[..., T], *args: Any) -> T:
-        async with self._bulk_slots[pool] if priority == "bulk" else nullcontext():
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    async def _in(self, pool: ThreadPoolExecutor, lease: Lease, function: Callable[..., T], *args: Any) -> T:
+        async with self._bulk_slots[pool] if lease.priority == "bulk" else nullcontext():
+            work = pool.submit(function, *args)
+            try:
+                return await asyncio.wrap_future(work)
+            except asyncio.CancelledError:
+                lease.keep_until(work)
+                raise
 
     def _count_batch(self, record: BatchRecord) -> None:
         name, version, graph, model, *_ = record.key
@@ -394,6 +428,14 @@ class Pipeline:
     def _set_inflight(self, n: int, n_bulk: int) -> None:
         self.inflight, self.inflight_bulk = n, n_bulk
         self._metrics.inflight.set(n)
+
+
+async def _of_nth(i: int, step: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """A step for one image of several."""
+    try:
+        return await step(*args)
+    except ImageError as error:
+        raise ImageError(f"image {i}: {error}", error.reason) from error
 
 
 async def _together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

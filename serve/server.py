@@ -93,6 +93,7 @@ class Server:
             bulk_wait_s=config.bulk_wait_s,
             execution_timeout_s=config.execution_timeout_s or None,
             max_pixels=config.max_pixels,
+            image_memory_bytes=config.image_memory_mib * 2**20,
             rate_limit=RateLimit(config.rate_limit, config.rate_burst),
             refiners=Refiners(config.refine_threads or self.threads, config.refine_budget_ms / 1000 or None),
             tracing=self.tracing,

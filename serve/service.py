@@ -130,6 +130,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     model,
                     partial(image_from_message, request.image),
                     request_from_message(request, model),
+                    n_pixels=request.image.raw.width * request.image.raw.height,
                     deadline=call.deadline,
                     ignore_orientation=request.image.ignore_orientation,
                     priority=outcome.priority,

@@ -77,6 +77,7 @@ class ServeConfig(BaseModel):
     rate_burst: Positive = 32  # of them at once, after a pause
     max_message_bytes: Annotated[int, Field(ge=1024, lt=2**31)] = 32 * 2**20  # largest request and response
     max_pixels: Positive = MAX_PIXELS  # an image with more is refused before it is decoded
+    image_memory_mib: Positive = 1024  # for pixels of images, 7 to 16 bytes each; who finds too little waits for others
     max_connection_age_s: NotNegative = 300.0  # then a client connects anew, maybe to another server; 0 = never
     reflection: bool = False  # let grpcurl and others list the services
     tracing: bool = False  # send OpenTelemetry spans to where the OTEL_* variables say; extra `tracing`

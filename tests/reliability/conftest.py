@@ -35,6 +35,7 @@ class Watched:
         ports = json.loads(self.child.stdout.readline())
         self.target = f"127.0.0.1:{ports['port']}"
         self._readyz = f"http://127.0.0.1:{ports['metrics_port']}/readyz"
+        self.metrics_url = f"http://127.0.0.1:{ports['metrics_port']}/metrics"
         self._wait(self._is_ready)
         self._wait(lambda: "dense CRF" in self.log.read_text())  # its kernels are compiled by then
 

@@ -116,7 +116,7 @@ def test_bulk_images_leave_the_pools_to_others(serving, colours):
             assert gate.wait(LONG_S)
             return colours
 
-        return Job("toy", "1", model, image, model.request(), priority=priority)
+        return Job("toy", "1", model, image, model.request(), n_pixels=colours.size // 3, priority=priority)
 
     async def test():
         def start(name, priority):
