@@ -239,11 +239,17 @@ class Image(google.protobuf.message.Message):
     ENCODED_FIELD_NUMBER: builtins.int
     RAW_FIELD_NUMBER: builtins.int
     IGNORE_ORIENTATION_FIELD_NUMBER: builtins.int
+    REDUCED_DECODING_FIELD_NUMBER: builtins.int
     encoded: builtins.bytes
     """A whole JPEG, PNG or WebP file. Its header is checked against Model.max_image_pixels before anything is decoded."""
     ignore_orientation: builtins.bool
     """Files: take the pixels as they are stored. Otherwise the image is turned and mirrored as its EXIF orientation says, and
     so are its mask and CAMs.
+    """
+    reduced_decoding: builtins.bool
+    """JPEG files with a longer side of at least twice Model.max_side: decode them at 1/2, 1/4 or 1/8, which is faster. The
+    network, and a CRF, see images at max_side in any case, and masks and CAMs have the size that they would have; but they
+    differ a little, mostly along outlines. Other images are decoded as ever.
     """
     @property
     def raw(self) -> global___RawImage:
@@ -255,9 +261,10 @@ class Image(google.protobuf.message.Message):
         encoded: builtins.bytes = ...,
         raw: global___RawImage | None = ...,
         ignore_orientation: builtins.bool = ...,
+        reduced_decoding: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["encoded", b"encoded", "raw", b"raw", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "ignore_orientation", b"ignore_orientation", "raw", b"raw", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoded", b"encoded", "ignore_orientation", b"ignore_orientation", "raw", b"raw", "reduced_decoding", b"reduced_decoding", "source", b"source"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["source", b"source"]) -> typing.Literal["encoded", "raw"] | None: ...
 
 global___Image = Image
