@@ -61,7 +61,8 @@ T = TypeVar("T")
 U = TypeVar("U")
 Image: TypeAlias = "bytes | NDArray[np.uint8]"
 # What a pixel takes at the most, measured: the decoder's own image and ours; coefficients of a progressive JPEG;
-# canvases of libwebp. Two masks of up to 254 classes and their encoding take less than that.
+# canvases of libwebp. Two masks of up to 254 classes and their encoding take less than that. They have the size of the
+# whole image, so reduced decoding counts as much.
 BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 7, "WEBP": 16}
 BYTES_PER_RAW_PIXEL = 7
 
@@ -74,7 +75,7 @@ class Job:
     image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
     n_pixels: of an image that is no file; 0 = the file says it.
     deadline: on the clock of `time.monotonic`; None = none.
-    ignore_orientation: of a file. priority: see `serve.batcher.Batcher`.
+    ignore_orientation, reduced_decoding: of a file, see `Model.segment`. priority: see `serve.batcher.Batcher`.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Job:
     n_pixels: int = 0
     deadline: float | None = None
     ignore_orientation: bool = False
+    reduced_decoding: bool = False
     priority: Priority = "interactive"
     trace: Trace | None = None
 
@@ -327,6 +329,7 @@ class Pipeline:
             max_pixels=self._max_pixels,
             formats=SERVICE_FORMATS,
             ignore_orientation=job.ignore_orientation,
+            reduced_decoding=job.reduced_decoding,
         )
         self._end(job, "decode", started)
         return replace(decoded, rgb=None)

@@ -132,6 +132,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     request_from_message(request, model),
                     n_pixels=request.image.raw.width * request.image.raw.height,
                     deadline=call.deadline,
+                    reduced_decoding=request.image.reduced_decoding,
                     ignore_orientation=request.image.ignore_orientation,
                     priority=outcome.priority,
                     trace=outcome.trace,

@@ -59,6 +59,7 @@ class SegmentOptions(TypedDict, total=False):
     heatmap_max_side, heatmap_classes: of the CAMs; None = as the network gives them, of the present classes.
     quality: also say how sure the masks are of themselves, `Result.quality`.
     ignore_orientation: take the pixels as they are stored, whatever the EXIF orientation says.
+    reduced_decoding: decode JPEG files faster, and a little less exactly, see `weakseg.Model.segment`.
     priority: "bulk" gives way to "interactive", the default, on a server that is busy.
     mask_encoding: "png" is the smallest; all are lossless.
     heatmap_encoding: "f16" is within 5e-4, "png" within 2e-3 and smaller, "f32" exact.
@@ -72,6 +73,7 @@ class SegmentOptions(TypedDict, total=False):
     heatmap_classes: Sequence[str] | None
     quality: bool
     ignore_orientation: bool
+    reduced_decoding: bool
     priority: Priority
     mask_encoding: MaskEncoding
     heatmap_encoding: HeatmapEncoding
@@ -170,7 +172,7 @@ def segment_request(
     if unknown:
         raise ConfigError(f"unknown option {min(unknown)!r}: expected {', '.join(SegmentOptions.__annotations__)}")
     tags = options.get("tags")
-    return pb.SegmentRequest(
+    request = pb.SegmentRequest(
         request_id=request_id,
         model=pb.ModelRef(name=info.name, version=info.version),
         image=image.message,
@@ -178,6 +180,8 @@ def segment_request(
         tags=None if tags is None else pb.Tags(class_ids=_class_ids(tags, info)),
         priority=_choice("priority", options.get("priority", "interactive"), _PRIORITIES),
     )
+    request.image.reduced_decoding = options.get("reduced_decoding", False)
+    return request
 
 
 def result_from_response(response: pb.SegmentResponse, info: ModelInfo, image: Outgoing) -> Result:

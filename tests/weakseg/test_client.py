@@ -156,6 +156,20 @@ def test_orientation_is_that_of_the_offline_result(client, model, colours, ignor
     same(streamed, expected)
 
 
+def test_reduced_decoding_is_that_of_the_offline_result(client, shared_serving, model):
+    coarse = np.random.default_rng(2).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((801, 599)).save(buffer, "JPEG")
+    source = buffer.getvalue()
+    expected = model.segment(source, reduced_decoding=True)
+    assert (expected.mask != model.segment(source).mask).any(), "else this test would see nothing"
+    same(client.segment(source, reduced_decoding=True), expected)
+    (streamed,) = client.segment_many([source], reduced_decoding=True)
+    same(streamed, expected)
+    same(run(shared_serving, lambda client: client.segment(source, reduced_decoding=True)), expected)
+    same(client.segment(source), model.segment(source))
+
+
 def test_an_async_client_ignores_the_orientation_too(shared_serving, model, colours):
     pillow = Image.fromarray(colours)
     pillow.getexif()[0x0112] = 6
