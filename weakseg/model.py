@@ -480,9 +480,7 @@ def _segmentation(outputs: Mapping[str, NDArray[Any]], decoded: Decoded, n_class
         return labels_from_logits(logits, *decoded.size, *decoded.prepared.shape[:2])
     labels = outputs["labels"]
     if labels.shape != decoded.size or labels.dtype.kind != "u":
-        raise ModelFailedError(
-            f"expected unsigned labels {decoded.size}, got {labels.shape} {labels.dtype}: {AGAIN}"
-        )
+        raise ModelFailedError(f"expected unsigned labels {decoded.size}, got {labels.shape} {labels.dtype}: {AGAIN}")
     if labels.flat[0] == ignore_value(labels):  # the graph's mark of an image whose logits are not finite
         raise ModelFailedError(NOT_FINITE.format(SEGMENTATION))
     return labels
