@@ -62,6 +62,8 @@ class BatchAnswer:
 class _Item:
     image: NDArray[np.uint8]
     run: Run
+    beside: Run | None
+    most: int
     deadline: float | None
     answer: asyncio.Future[BatchAnswer]
     member: Any
@@ -71,12 +73,15 @@ class _Item:
 class Batcher:
     """Collects images per key and priority and runs each batch in a thread of its own pool.
 
-    A batch starts when it is full, or when its first image has waited `max_delay_s`, and a thread is free; while all
+    A batch starts when it is full, or when its first image has waited `max_delay_s`, and a worker is free; while all
     are busy it goes on filling. Of several that could start, the one whose first image came first does; a bulk image
     counts as if it had come `bulk_wait_s` later than it did. So interactive images go first, whatever graph they want,
     and no bulk image waits for one that comes more than `bulk_wait_s` after it. Priorities do not share a batch: an
     interactive image should not take the time of the bulk ones beside it. Images whose caller is gone or whose deadline
     has passed are dropped before they cost anything.
+
+    A batch alone has all threads of the runtime. Where there is work for all workers, each takes one, on one core each,
+    which all together take less time; runs that cannot share the cores go one after the other.
 
     A batch that fails is run once more image by image: one that cannot be computed, or is too large beside others, does
     not fail them. An execution that takes longer than `timeout_s` fails its callers and is given up: no thread can be
@@ -107,6 +112,7 @@ class Batcher:
         self._lanes: dict[_Lane, deque[_Item]] = {}
         self._depth = 0
         self._free = self._workers = workers
+        self._alone = False  # whether what runs must be alone
         self._wake = asyncio.Event()
         self._pool = self._new_pool()
         self._given_up: set[Future[list[Arrays]]] = set()
@@ -147,7 +153,9 @@ class Batcher:
         key: Key,
         image: NDArray[np.uint8],
         run: Run,
+        beside: Run | None = None,
         *,
+        most: int | None = None,
         deadline: float | None = None,
         priority: Priority = "interactive",
         member: Any = None,
@@ -158,6 +166,8 @@ class Batcher:
             key: images of equal keys have equal shapes and may share `run`.
             image: (H, W, 3).
             run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
+            beside: the same on one core, for while others run; None = nothing may run beside it.
+            most: images of its batch, at least 1 and at most `max_batch`, if that should be fewer.
             deadline: on the clock of `time.monotonic`.
             priority: bulk gives way to interactive, as the class says.
             member: for `BatchRecord.members`.
@@ -169,7 +179,8 @@ class Batcher:
             raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
         if self._depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
-        item = _Item(image, run, deadline, asyncio.get_running_loop().create_future(), member)
+        most = self.max_batch if most is None else max(1, min(most, self.max_batch))
+        item = _Item(image, run, beside, most, deadline, asyncio.get_running_loop().create_future(), member)
         lane = (key, priority)
         self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
@@ -204,14 +215,19 @@ class Batcher:
             if not ready:
                 return min(starts.values()) - now
             lane = self._next(ready)
+            first = self._lanes[lane][0]
+            shares = first.beside is not None and self._depth + self._workers - self._free >= self._workers > 1
+            if self._alone or (self._free < self._workers and not shares):
+                return None
             self._free -= 1
-            execution = asyncio.get_running_loop().create_task(self._execute(lane[0], self._take(lane)))
+            self._alone = not shares
+            execution = asyncio.get_running_loop().create_task(self._execute(lane[0], self._take(lane), shares))
             self._executions.add(execution)
             execution.add_done_callback(self._executions.discard)
         return None
 
     def _starts_at(self, items: deque[_Item]) -> float:
-        return 0.0 if len(items) >= self.max_batch else items[0].arrived + self.max_delay_s
+        return 0.0 if len(items) >= items[0].most else items[0].arrived + self.max_delay_s
 
     def _next(self, ready: list[_Lane]) -> _Lane:
         """Of the lanes that are ready the one whose turn it is."""
@@ -224,7 +240,7 @@ class Batcher:
 
     def _take(self, lane: _Lane) -> list[_Item]:
         waiting = self._lanes[lane]
-        items = [waiting.popleft() for _ in range(min(self.max_batch, len(waiting)))]
+        items = [waiting.popleft() for _ in range(min(waiting[0].most, len(waiting)))]
         if not waiting:
             del self._lanes[lane]
         self._set_depth(self._depth - len(items))
@@ -253,26 +269,28 @@ class Batcher:
                     DeadlineTooShortError(f"the deadline passed after {waited_ms:.0f} ms in the queue: allow more time")
                 )
 
-    async def _execute(self, key: Key, items: list[_Item]) -> None:
+    async def _execute(self, key: Key, items: list[_Item], shares: bool) -> None:
         """A batch, and after a failure each of its images alone."""
         batches = deque([items])
         try:
             while batches:
                 batch = [item for item in batches.popleft() if not item.answer.done()]
-                error = await self._attempt(key, batch) if batch else None
+                error = await self._attempt(key, batch, shares) if batch else None
                 if error is not None and len(batch) > 1 and not isinstance(error, ExecutionTimeoutError):
                     batches.extend([item] for item in batch)
                 elif error is not None:
                     _fail(batch, error)
         finally:
             self._free += 1
+            self._alone = self._alone and shares
             self._wake.set()
 
-    async def _attempt(self, key: Key, items: list[_Item]) -> Exception | None:
+    async def _attempt(self, key: Key, items: list[_Item], shares: bool) -> Exception | None:
         """One execution: answers its callers, or tells why it cannot."""
         started = monotonic()
         try:
-            work = self._pool.submit(_run, items[0].run, [item.image for item in items])
+            run = items[0].beside if shares and items[0].beside is not None else items[0].run
+            work = self._pool.submit(_run, run, [item.image for item in items])
         except RuntimeError as refused:  # no thread can be started
             return refused
         ended = asyncio.wrap_future(work)
@@ -322,7 +340,7 @@ def _fail(items: list[_Item], error: Exception) -> None:
 def _run(run: Run, images: list[NDArray[np.uint8]]) -> list[Arrays]:
     """One execution, in a thread: stack, run, take apart. Slices are copied, or each would keep the batch alive."""
     try:
-        outputs = run(np.stack(images))
+        outputs = run(images[0][None] if len(images) == 1 else np.stack(images))
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise

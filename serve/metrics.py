@@ -29,7 +29,7 @@ from prometheus_client.exposition import choose_encoder
 
 from weakseg.errors import ConfigError
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15)
 CALL_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10)  # coarser: there is one per method
 BYTES = tuple(float(4**k) for k in range(5, 14))  # 1 KiB to 64 MiB
 BATCH = (1, 2, 4, 8, 16, 32, 64)

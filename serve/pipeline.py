@@ -49,13 +49,17 @@ from weakseg.errors import (
 )
 from weakseg.image import SERVICE_FORMATS, check_pixels, probe
 from weakseg.memory import lacks_memory
-from weakseg.model import Decoded, GraphOutputs, Model, Request
+from weakseg.model import ON_CPU, Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
 from weakseg.result import Result
 from weakseg.stopping import Check, StoppedError, go_on
 
 if TYPE_CHECKING:  # an extra
     from serve.tracing import Trace, Tracing
+
+# Of all images of a batch together. Measured with MobileNetV2: of 64 x 64 pixels a batch of 8 takes 0.82 of the time,
+# of 128 x 128 0.95, of 256 x 256 1.14, of 384 x 384 1.19.
+CPU_BATCH_PIXELS = 2**16
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -148,9 +152,9 @@ class Pipeline:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
         self._bulk_slots = {pool: asyncio.Semaphore(threads) for pool in (self._decoders, self._finishers)}
-        # One runner thread: the runtime spreads one execution over all cores, two at once would only share them. The
-        # batcher's own bound is never met from here: a request waits for one graph at a time.
+        # The batcher's own bound is never met from here: a request waits for one graph at a time.
         self._batcher = Batcher(
+            workers=threads,
             max_batch=max_batch,
             max_delay_s=max_delay_s,
             limit=most,
@@ -304,12 +308,25 @@ class Pipeline:
         # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
         key = (job.name, job.version, graph, job.model, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
+        beside = None if job.model.beside is None else partial(job.model.beside.run, graph, outputs=outputs)
         try:
             return await self._batcher.submit(
-                key, decoded.prepared, run, deadline=job.deadline, priority=job.priority, member=job.trace
+                key,
+                decoded.prepared,
+                run,
+                beside,
+                most=self._most_of(job.model, decoded.prepared),
+                deadline=job.deadline,
+                priority=job.priority,
+                member=job.trace,
             )
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
+
+    def _most_of(self, model: Model, prepared: NDArray[np.uint8]) -> int:
+        """Images of a batch: on a CPU, large ones are faster one by one."""
+        height, width, _ = prepared.shape
+        return CPU_BATCH_PIXELS // (height * width) if model.runner.provider == ON_CPU else self._max_batch
 
     def _look(self, job: Job) -> int:
         """`_need` of what may be a file. In a thread: only to copy 30 MiB out of a message takes milliseconds."""

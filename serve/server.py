@@ -323,11 +323,13 @@ def loader(config: ServeConfig) -> Callable[[Path], Model]:
             precision=config.precision,
             threads=config.threads or usable_cpus(),
             public_key=config.public_key,
+            beside=config.side_by_side,
         )
         for width, height in config.warm_up_sizes:
             shape = fitted_size(height, width, replace(model.manifest.input, policy="fit"))
             for graph in model.manifest.graphs:
-                model.runner.run(graph, np.zeros((1, *shape, 3), np.uint8))
+                for runner in filter(None, (model.runner, model.beside)):
+                    runner.run(graph, np.zeros((1, *shape, 3), np.uint8))
         return model
 
     return load

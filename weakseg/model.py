@@ -38,6 +38,7 @@ from weakseg.quality import MaskQuality, mask_quality
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, WalkConfig
 from weakseg.result import Result
 from weakseg.runners import Runner, open_runner
+from weakseg.runners.checks import n_threads
 from weakseg.segmentation import labels_from_logits, probabilities_from_logits
 from weakseg.stopping import Check, go_on
 from weakseg.threshold import Threshold, after_walk
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 Source: TypeAlias = "str | Path | bytes | Image | NDArray[Any]"  # a file, its bytes, or pixels
 Refinement = Literal["none", "crf", "random_walk", "random_walk_crf"]  # of CAMs, before they become a pseudo-mask
 AGAIN = "the model is damaged, export it again"
+ON_CPU = "CPUExecutionProvider"  # of onnxruntime
 NOT_FINITE = f"graph {{}} gave values that are not finite: {AGAIN}"
 REFINEMENTS: tuple[Refinement, ...] = ("none", "crf", "random_walk", "random_walk_crf")
 GraphOutputs = Mapping[str, Mapping[str, NDArray[Any]]]  # {graph: {output: array without the batch axis}}
@@ -105,14 +107,18 @@ class Request:
 
 
 class Model:
-    """A bundle and the runner that executes its graphs; as thread-safe as that. Close it, or use `with`."""
+    """A bundle and the runner that executes its graphs; as thread-safe as that. Close it, or use `with`.
 
-    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+    beside: executes them, too, on one thread, for who has several executions at once; see `load`.
+    """
+
+    def __init__(self, bundle: Bundle, runner: Runner, beside: Runner | None = None) -> None:
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         self.classes: ClassTable = bundle.manifest.class_table()
         self.palette: NDArray[np.uint8] = bundle.manifest.colours()
         self.runner = runner
+        self.beside = beside
 
     def segment(
         self,
@@ -281,6 +287,8 @@ class Model:
 
     def close(self) -> None:
         self.runner.close()
+        if self.beside is not None:
+            self.beside.close()
 
     def __enter__(self) -> Model:
         return self
@@ -417,6 +425,7 @@ def load(
     precision: Precision = "fp32",
     threads: int | None = None,
     public_key: str | Path | None = None,
+    beside: bool = False,
 ) -> Model:
     """Open a model bundle, verify it, and make it ready to run.
 
@@ -427,6 +436,8 @@ def load(
         precision: of the graphs that have it; others stay fp32.
         threads: cores to use; None = all that this process may use.
         public_key: PEM file of the keys of which one must have signed the bundle; None = it need not be signed.
+        beside: open the graphs a second time, for one thread: `Model.beside`, for executions side by side. It is None
+            where that would gain nothing: with one thread, on a GPU, in other runtimes than onnxruntime.
     Raises:
         BundleError: missing, damaged, not signed by such a key, or refused. ConfigError: the runtime or provider is
             unknown or not installed, the bundle does not have the precision, or the key cannot be used.
@@ -434,8 +445,11 @@ def load(
     if precision == "bf16" and not runtime.startswith("tensorrt"):
         raise ConfigError(f"bf16 runs in TensorRT alone, got the runtime {runtime}: choose fp32, or fp16 on a GPU")
     opened = open_bundle(bundle, public_key=public_key)
-    runner = open_runner(opened.graph_paths(precision), runtime=runtime, provider=provider, threads=threads)
-    return Model(opened, runner)
+    graphs = opened.graph_paths(precision)
+    runner = open_runner(graphs, runtime=runtime, provider=provider, threads=threads)
+    if not beside or runner.provider != ON_CPU or n_threads(threads) == 1:
+        return Model(opened, runner)
+    return Model(opened, runner, open_runner(graphs, runtime=runtime, provider=provider, threads=1))
 
 
 def rgb_from_pixels(source: Image | NDArray[Any], *, ignore_orientation: bool = False) -> NDArray[np.uint8]:

@@ -294,16 +294,66 @@ def test_closing_does_not_wait_for_an_execution_that_hangs(monkeypatch):
         gate.event.set()
 
 
-def test_two_workers_run_two_batches_at_once():
-    gate = Gate()
+def test_as_many_images_as_workers_run_side_by_side():
+    alone, beside = Gate(), Gate()
 
     async def test(batcher):
-        tasks = [asyncio.create_task(batcher.submit(key, image(), gate)) for key in "ab"]
-        await until(lambda: gate.sizes == [1, 1])
-        gate.event.set()
+        tasks = [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "abc"]
+        await until(lambda: beside.sizes == [1, 1, 1])
+        tasks.append(asyncio.create_task(batcher.submit("d", image(), alone, beside)))
+        await until(lambda: batcher.depth == 1)
+        beside.event.set()
+        await asyncio.gather(*tasks)
+
+    run(test, workers=3)
+    assert alone.sizes + beside.sizes == [1, 1, 1, 1]
+
+
+def test_fewer_images_than_workers_go_one_after_the_other_with_all_threads():
+    alone, beside = Gate(), Gate()
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "ab"]
+        await until(lambda: alone.sizes == [1])
+        tasks.append(asyncio.create_task(batcher.submit("c", image(), alone, beside)))
+        await until(lambda: batcher.depth == 2)
+        assert alone.sizes == [1], "what has all threads is alone"
+        alone.event.set()
+        await asyncio.gather(*tasks)
+
+    run(test, workers=3)
+    assert (alone.sizes, beside.sizes) == ([1, 1, 1], [])
+
+
+def test_what_cannot_share_the_cores_waits_for_those_beside_each_other_and_they_for_it():
+    alone, beside = Gate(), Gate()
+
+    async def test(batcher):
+        tasks = [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "ab"]
+        await until(lambda: beside.sizes == [1, 1])
+        tasks.append(asyncio.create_task(batcher.submit("c", image(), alone)))
+        await until(lambda: batcher.depth == 1)
+        beside.event.set()
+        await until(lambda: alone.sizes == [1])
+        tasks += [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "de"]
+        await until(lambda: batcher.depth == 2)
+        assert beside.sizes == [1, 1]
+        alone.event.set()
         await asyncio.gather(*tasks)
 
     run(test, workers=2)
+    assert (alone.sizes, beside.sizes) == ([1], [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 4), (3, [3, 1]), (9, [4]), (0, [1] * 4)])
+def test_a_batch_may_be_smaller_than_the_largest(most, sizes):
+    gate = Gate(is_open=True)
+
+    async def test(batcher):
+        return await asyncio.gather(*(batcher.submit("k", image(i), gate, most=most) for i in range(4)))
+
+    assert [answer.batch_size for answer in run(test, max_batch=4)] == [size for size in sizes for _ in range(size)]
+    assert gate.sizes == sizes
 
 
 def test_closing_cancels_what_waits():
@@ -432,20 +482,24 @@ def test_nothing_bulk_starts_while_something_interactive_waits(waiting, max_batc
     expired=st.sets(st.integers(0, 29), max_size=10),
     max_batch=st.integers(1, 5),
     workers=st.integers(1, 3),
+    shares=st.booleans(),
     n_turns=st.integers(0, 3),
     bulk=st.sets(st.integers(0, 29)),
     bulk_wait_s=st.sampled_from([0.0, 1e-4, LONG_S]),
 )
 def test_every_image_is_answered_once_or_cancelled(
-    keys, cancelled, expired, max_batch, workers, n_turns, bulk, bulk_wait_s
+    keys, cancelled, expired, max_batch, workers, shares, n_turns, bulk, bulk_wait_s
 ):
     gate, depths = Gate(is_open=True), []
+    beside = gate if shares else None
 
     async def test(batcher):
         deadlines = [monotonic() if i in expired else None for i in range(len(keys))]
         priorities = ["bulk" if i in bulk else "interactive" for i in range(len(keys))]
         tasks = [
-            asyncio.create_task(batcher.submit(key, image(i), gate, deadline=deadlines[i], priority=priorities[i]))
+            asyncio.create_task(
+                batcher.submit(key, image(i), gate, beside, deadline=deadlines[i], priority=priorities[i])
+            )
             for i, key in enumerate(keys)
         ]
         for _ in range(n_turns):

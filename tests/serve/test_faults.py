@@ -218,7 +218,6 @@ def test_health_says_which_model_does_not_answer_and_one_of_two_takes_no_server_
     runners["bad"].error = runners["good"].error = RuntimeError(SECRET)
     for _ in range(FAILURES):
         ask(running, "bad")
-    running.call(running.server.health.update())
     services = ("liveness", "readiness", "good", "good/1", "bad", "bad/1")
     assert serving_of(running, *services) == [True] * 4 + [False] * 2
     assert running.sample("weakseg_model_unhealthy", **unhealthy) == 1
@@ -229,7 +228,6 @@ def test_health_says_which_model_does_not_answer_and_one_of_two_takes_no_server_
     )
     for _ in range(FAILURES):
         ask(running, "good")
-    running.call(running.server.health.update())
     assert serving_of(running, *services) == [True] + [False] * 5
 
 
@@ -265,7 +263,7 @@ def test_a_new_version_in_its_place_is_asked_at_once(faulty, monkeypatch, toy_bu
         ask(running)
     for entry in running.server.models.entries():
         entry.stamp = None  # as if its files had changed
-    running.call(running.server.models.reload())
+    running.call(running.server.lifecycle.reload())
     assert runners["toy"] is not broken and broken.closed
     assert ask(running).outputs
 
@@ -310,7 +308,7 @@ def test_a_model_is_not_closed_while_an_execution_of_it_hangs(faulty):
     ask(running)
     for entry in running.server.models.entries():
         entry.stamp = None
-    running.call(running.server.models.reload())
+    running.call(running.server.lifecycle.reload())
     assert runners["toy"] is not hangs and not hangs.closed
     assert ask(running).outputs
 

@@ -533,3 +533,14 @@ def test_what_is_stopped_can_be_finished_without_refinement(walking, refine):
     np.testing.assert_array_equal(plain.mask, expected.mask)
     assert plain.mask_text("pseudo_mask") == expected.mask_text("pseudo_mask")
     assert plain.refined_by == "none" and walking.finish(decoded, outputs, request).refined_by == refine
+
+
+def test_a_model_may_have_graphs_for_one_thread_beside(toy_bundle, colours):
+    assert weakseg.load(toy_bundle, threads=2).beside is None
+    assert weakseg.load(toy_bundle, threads=1, beside=True).beside is None
+    with weakseg.load(toy_bundle, threads=2, beside=True) as model:
+        assert (model.runner.threads, model.beside.threads) == (2, 1)
+        for graph in model.manifest.graphs:
+            apart, beside = (runner.run(graph, colours[None]) for runner in (model.runner, model.beside))
+            for name, value in apart.items():
+                np.testing.assert_allclose(beside[name], value, atol=1e-6)
