@@ -32,7 +32,7 @@ from weakseg.model import Model
 LoadPolicy = Literal["swap", "stop_first"]
 T = TypeVar("T")
 
-# Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, twice that side by side, the first image 50 MiB.
+# Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, twice that side by side, an image 50 MiB.
 MEMORY_FACTOR = 3
 MEMORY_MARGIN = 64 * 2**20
 
