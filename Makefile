@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-serving soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,7 +99,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages  ## every benchmark that runs on a CPU
+bench: bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-serving  ## every benchmark that runs on a CPU
 
 bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 	$(BIN)/python -m benchmarks.crf $(RUN)
@@ -122,6 +122,9 @@ bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/
 	$(BIN)/python -m benchmarks.stages $(RUN)
 
 MINUTES ?= 30
+bench-serving: $(STAMP)  ## a server against the same work without one, against overload, against an echo
+	$(BIN)/python -m benchmarks.serving
+
 soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
 
