@@ -202,7 +202,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return refuse
 
     def _wrap(self, behaviour: Any, kind: str, path: str, caller: str) -> Any:
-        # Both hand the request on and keep none: an AbortError holds these frames for as long as `_let_go` says.
+        # Both hand the request on and keep none: an AbortError holds these frames for as long as `let_go` says.
         async def call(request: Any, context: Any) -> Any:
             CLIENT.set(caller or address_of(context.peer()))
             asked, given = _asked_model(request), [request]
@@ -244,7 +244,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except Exception as error:
             code = code_from_error(error)
             status = rpc_status.to_status(status_from_error(error, asked))
-            _let_go(error)
+            let_go(error)
             if isinstance(error, errors.DrainingError):
                 await self.refusals.wait()
             await context.abort(status.code, status.details, status.trailing_metadata)
@@ -273,11 +273,11 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 self._idle.set()
 
 
-def _let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException | None) -> None:
     """Drop what the frames of an error hold, such as a decoded image.
 
-    The error itself lives on: the AbortError that follows is in a circle with gRPC's call, until the garbage collector
-    comes by.
+    The error itself lives on, until the garbage collector comes by: in a circle with the futures that told it, and the
+    AbortError that follows in one with gRPC's call.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

@@ -14,7 +14,7 @@ from google.protobuf import timestamp_pb2
 from serve.cache import ResponseCache
 from serve.calls import Call, Context, call_of, counted
 from serve.encode import KIND_NAMES, class_infos, drift_message, response_from_answer
-from serve.interceptors import SERVICE, model_name, status_from_error
+from serve.interceptors import SERVICE, let_go, model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.pipeline import Job, Pipeline
@@ -113,6 +113,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             response = await self._segment(request, call)
         except Exception as error:  # the stream goes on: this one image failed
             status = status_from_error(error, model_name(request.model))
+            let_go(error)
             return pb.SegmentStreamResponse(request_id=request.request_id, error=status)
         return pb.SegmentStreamResponse(request_id=request.request_id, response=response)
 

@@ -207,7 +207,8 @@ def test_an_image_that_the_model_refuses_is_not_decoded(serving, toy_bundle, png
     check(ask(running, request(png(colours))), "RESOURCE_EXHAUSTED", errors.ImageError, "IMAGE_TOO_LARGE")
 
 
-def test_a_refused_image_is_forgotten_without_the_garbage_collector(serving):
+@pytest.mark.parametrize("method", ["Segment", "SegmentStream"])
+def test_a_refused_image_is_forgotten_without_the_garbage_collector(serving, method):
     class Canvas:
         pass
 
@@ -229,7 +230,14 @@ def test_a_refused_image_is_forgotten_without_the_garbage_collector(serving):
     running = serving(load=load)
     gc.disable()
     try:
-        check(ask(running, request(image=PIXEL)), "INVALID_ARGUMENT", errors.ImageError, field="image")
+        if method == "Segment":
+            check(ask(running, request(image=PIXEL)), "INVALID_ARGUMENT", errors.ImageError, field="image")
+        else:
+            with grpc.insecure_channel(running.target) as channel:
+                stream = pb_grpc.SegmentationServiceStub(channel).SegmentStream(
+                    iter([pb.SegmentStreamRequest(request=request(image=PIXEL))]), timeout=LONG_S
+                )
+                assert [type(error_from_status(answer.error)) for answer in stream] == [errors.ImageError]
         running.until(lambda: [canvas() for canvas in canvases] == [None])
     finally:
         gc.enable()
