@@ -293,12 +293,13 @@ class Pipeline:
         for stage in ("queue_s", "infer_s"):
             self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
         self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
-        refined = await self._refined(job, held[0], dict(runs)) if job.request.refines else []
+        refined = await self._refined(job, lease, held[0], dict(runs)) if job.request.refines else []
         return await self._in(self._finishers, lease, self._answer, job, held, runs, refined, then)
 
-    async def _refined(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> list[Answer]:
+    async def _refined(self, job: Job, lease: Lease, decoded: Decoded, runs: dict[str, BatchAnswer]) -> list[Answer]:
         """The answer, for a thread to take out of the list; empty = it took too long."""
-        refined = await self.refiners.run(job.priority, partial(self._refine, job, decoded, runs))
+        work = partial(self._refine, job, decoded, runs)
+        refined = await self.refiners.run(job.priority, work, lease.keep_until)
         if not refined:
             self._metrics.refinements_cut.labels(job.name, job.version).inc()
         return refined or []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Event
 from typing import Any, TypeVar
@@ -40,11 +40,13 @@ class Refiners:
         finally:
             self.warm.set()
 
-    async def run(self, priority: Priority, work: Callable[[Check], T]) -> T | None:
+    async def run(
+        self, priority: Priority, work: Callable[[Check], T], left: Callable[[Future[Any]], object] = lambda _: None
+    ) -> T | None:
         """What the work gives; None when it took too long.
 
         Then, or when the caller is cancelled, it is not waited for: it is stopped when it next asks the check that it
-        gets, and its thread is free from then on.
+        gets, and its thread is free from then on. `left` is told of it.
         """
         await self.warm.wait()
         over = Event()
@@ -56,7 +58,7 @@ class Refiners:
         try:
             async with self._bulk_slots if priority == "bulk" else nullcontext():
                 async with asyncio.timeout(self.budget_s if priority == "interactive" else None):
-                    return await self._in_thread(work, check)
+                    return await self._in_thread(work, check, left=left)
         except TimeoutError:
             return None
         finally:
@@ -66,10 +68,20 @@ class Refiners:
         """When no thread works any more."""
         self._threads.shutdown()
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+    async def _in_thread(
+        self, function: Callable[..., T], *args: Any, left: Callable[[Future[Any]], object] = lambda _: None
+    ) -> T:
         loop = asyncio.get_running_loop()
         await self._free.acquire()
-        future = self._threads.submit(function, *args)
+        try:
+            future = self._threads.submit(function, *args)
+        except RuntimeError:  # no thread can be started
+            self._free.release()
+            raise
         # When the thread is free, not when nobody waits for it any more.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            left(future)
+            raise

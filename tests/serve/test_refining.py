@@ -217,6 +217,29 @@ def test_a_refinement_without_end_is_stopped_when_nobody_waits_any_more(serving,
     assert cut(running) == 0
 
 
+def test_what_is_refined_without_its_caller_is_counted_until_its_thread_is_done(serving, photo, png, monkeypatch):
+    """Masks have the size of the image, and a thread is stopped between its steps only."""
+    running = serving()
+    memory = running.server.pipeline.image_memory
+    refining, gate = threading.Event(), threading.Event()
+
+    def step(pipeline, job, decoded, runs, check):
+        refining.set()
+        assert gate.wait(LONG_S)
+        check()
+        raise AssertionError("its caller has gone")
+
+    monkeypatch.setattr("serve.pipeline.Pipeline._refine", step)
+    with stub_of(running) as stub:
+        call = stub.Segment.future(request(png(photo)), timeout=LONG_S)
+        assert refining.wait(LONG_S)
+        call.cancel()
+    running.until(lambda: running.server.pipeline.inflight == 0)
+    assert memory.taken_bytes > 0
+    gate.set()
+    running.until(lambda: memory.taken_bytes == 0)
+
+
 def test_segmentations_are_answered_while_pseudo_masks_wait_for_the_crf(serving, photo, png):
     running = serving()
     with stub_of(running) as stub, busy_refiners(running):
@@ -394,6 +417,18 @@ async def test_work_beyond_its_time_is_left_and_stopped_at_its_next_check(refine
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await refiners.run("bulk", lambda check: len(stopped)) == 2
+
+
+async def test_a_thread_that_cannot_be_started_costs_no_place(refiners, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refiners._threads, "submit", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="new thread"):
+                await asyncio.wait_for(refiners.run("interactive", lambda check: 3), LONG_S)
+    assert await asyncio.wait_for(refiners.run("interactive", lambda check: 3), LONG_S) == 3
 
 
 async def test_an_error_of_the_work_is_its_own(refiners):
