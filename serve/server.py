@@ -63,7 +63,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = as configured. on_broken: called once when MOST_HUNG executions hang.
+    load: opens a bundle; None = as configured. on_broken: called once when MOST_HUNG executions hang, unless it stops.
     """
 
     def __init__(
@@ -292,7 +292,8 @@ class Server:
             if self.pipeline.hung >= MOST_HUNG and not self.broken:
                 self.broken = True
                 log.error("executions hang: a restart is needed", extra={"fields": {"hung": self.pipeline.hung}})
-                self._on_broken()
+                if not self.health.draining:  # else it would cut off those who still have time to finish
+                    self._on_broken()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -325,6 +325,19 @@ def test_after_three_that_hang_the_server_asks_for_a_restart(faulty, quick, capl
     assert serving_of(running, "liveness") == [True]
 
 
+def test_a_server_that_is_stopping_gives_those_inside_their_time_though_three_hang(faulty, quick):
+    """To be told to stop a second time means to wait for nobody."""
+    running, runners = faulty("a", "b", "c", execution_timeout_s=SHORT_S)
+    told = []
+    running.server._on_broken = lambda: told.append(True)
+    running.call(running.server.health.drain())
+    for name, runner in runners.items():
+        runner.hang = True
+        assert is_internal(ask(running, name))
+    running.until(lambda: running.server.broken)
+    assert not told, "its exit code says it"
+
+
 # As a process of its own: hanging threads keep Python from ending, and exit codes are those of a process.
 
 HANGING = """
