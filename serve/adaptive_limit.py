@@ -38,7 +38,10 @@ class AdaptiveLimit:
         self._work_s += seconds
 
     def left(self, seconds: float, inside: int, n: int = 1) -> bool:
-        """`n` requests were answered after so long each, of `inside` that were there. Whether the limit has changed."""
+        """`n` requests were answered, or given up, after so long each, of `inside` that were there.
+
+        Returns: whether the limit has changed.
+        """
         self._inside_s += n * seconds
         self._n += n
         self._most = max(self._most, inside)

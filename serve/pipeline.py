@@ -136,7 +136,8 @@ class Pipeline:
         tracing: Tracing | None = None,
     ) -> None:
         most = queue_limit + max_batch
-        self._adaptive = AdaptiveLimit(max_batch, most) if adaptive_limit else None
+        # Two batches: bulk requests may take one, and must not take all.
+        self._adaptive = AdaptiveLimit(min(2 * max_batch, most), most) if adaptive_limit else None
         self._bulk_share, self._max_batch = bulk_share, max_batch
         self.inflight = 0
         self.inflight_bulk = 0
@@ -263,6 +264,9 @@ class Pipeline:
             with self.breakers.of(job.model).request(monotonic()):
                 yield
             self._adapt(monotonic() - entered, n)
+        except asyncio.CancelledError:  # who gives up has waited, too
+            self._adapt(monotonic() - entered, n)
+            raise
         except Exception as error:
             if lacks_memory(error):
                 raise OutOfMemoryError(

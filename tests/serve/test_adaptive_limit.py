@@ -138,3 +138,27 @@ def test_a_server_that_is_offered_more_than_it_can_answer_admits_fewer(serving):
     assert refused == {"RESOURCE_EXHAUSTED"}
     assert 1 <= running.sample("weakseg_queue_limit") < 33
     assert running.server.pipeline.bulk_limit <= running.server.pipeline.limit
+
+
+def test_requests_that_are_given_up_have_waited_too(serving):
+    """With deadlines that pass in the queue hardly anything is answered, and the limit must follow all the same."""
+    running = serving(max_batch=1, queue_limit=64, adaptive_limit=True)
+    running.runner.gate.clear()
+    image = pb.Image(raw=pb.RawImage(width=1, height=1, rgb=b"abc"))
+    request = pb.SegmentRequest(image=image, outputs=[pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION)])
+    with grpc.insecure_channel(running.target) as channel:
+        segment = pb_grpc.SegmentationServiceStub(channel).Segment
+        calls = [segment.future(request, timeout=LONG_S) for _ in range(48)]
+        running.until(lambda: running.server.pipeline.inflight == 48)
+        for call in calls:
+            call.cancel()
+        running.until(lambda: running.server.pipeline.inflight == 0)
+    assert running.sample("weakseg_queue_limit") < 65
+
+
+def test_bulk_requests_never_take_the_last_places(serving):
+    pipeline = serving(max_batch=4, queue_limit=64, adaptive_limit=True).server.pipeline
+    for _ in range(1000):
+        pipeline.inflight = pipeline.limit
+        pipeline._adapt(1.0, 1)  # nothing but waiting
+    assert pipeline.limit == 8 and pipeline.bulk_limit == 4
