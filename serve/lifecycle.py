@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ T = TypeVar("T")
 # Measured with MobileNetV2: a loaded bundle takes 1.2 times its graphs, twice that side by side, an image 50 MiB.
 MEMORY_FACTOR = 3
 MEMORY_MARGIN = 64 * 2**20
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/:]+/)+(?=[^\s/:])")  # of absolute paths; the last name stays
 
 log = logging.getLogger("serve.models")
 
@@ -297,8 +299,9 @@ async def _reading(read: Callable[..., T], *args: Any) -> T:
 
 
 def _told(failure: str, folder: BundleFolder) -> str:
-    """Without where the bundle lies: clients read this. The log has it in full."""
-    return failure.replace(f"{folder.path}/", "").replace(f" {folder.path}", f" {folder.name}/{folder.version}")
+    """Without where the bundle lies, or a key or a library: clients read this. The log has it in full."""
+    told = failure.replace(f"{folder.path}/", "").replace(f" {folder.path}", f" {folder.name}/{folder.version}")
+    return FOLDERS.sub("", told)
 
 
 def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:

@@ -2,12 +2,13 @@ import asyncio
 import logging
 import random
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import serve.lifecycle
-from serve.lifecycle import Lifecycle
+from serve.lifecycle import Lifecycle, _told
 from serve.models import Models, ModelState
 from serve.repository import BundleFolder
 from weakseg.errors import (
@@ -442,3 +443,17 @@ async def test_many_changes_at_once_end_in_one_state(repository):
     assert states(models) == {"toy/1": "READY"} | ({} if out else {"toy/2": "READY"}) and lifecycle.settled
     await lifecycle.load("toy", "2")
     assert states(models) == {"toy/1": "READY", "toy/2": "READY"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        ("expected a signature by a key in /etc/weakseg/a.pub (1, 2)", "expected a signature by a key in a.pub (1, 2)"),
+        ("cannot open '/usr/lib/x86_64/libcublas.so.12': no file", "cannot open 'libcublas.so.12': no file"),
+        ("/srv/models/toy/1/a.onnx: expected 3/4, got 3 / 4", "a.onnx: expected 3/4, got 3 / 4"),
+        ("no manifest in /srv/models/toy/1: copy it", "no manifest in toy/1: copy it"),
+        ("see https://example.org/a/b, and toy/1/a.onnx", "see https://example.org/a/b, and toy/1/a.onnx"),
+    ],
+)
+def test_where_things_lie_is_not_told(failure, told):
+    assert _told(failure, BundleFolder("toy", "1", Path("/srv/models/toy/1"))) == told
