@@ -1,23 +1,23 @@
 """What happens to one image: decode → batch → refine → finish → encode. No gRPC in here; all front ends drive this one.
 
 The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
-batcher's. At most `limit` requests are inside at once, whatever step they are at, so memory is bounded; one more is
-refused before anything is done for it. What their pixels take is bounded by itself (serve/image_memory.py): until there
-is room, a request holds its message only. Decoded pixels are gone when the network's input is made of them.
+batcher's. How many requests are inside is bounded (serve/admission.py), and so is what their pixels take
+(serve/image_memory.py): until there is room, a request holds its message only. Decoded pixels are gone when the
+network's input is made of them.
 
 CRF and random walk have threads of their own, so that they keep no other mask waiting, and may have a budget: an
 interactive request that has waited and been refined for so long gets the mask without them.
 
-Of bulk requests at most `bulk_limit` are inside: they are refused while there are places for others. A pool has no more
-of them than threads, so that an interactive request there waits for one of them to finish, not for all.
+A pool has no more bulk requests than threads, so that an interactive one there waits for one of them to finish, not for
+all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from time import monotonic
@@ -26,29 +26,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.access import CLIENT
-from serve.adaptive_limit import AdaptiveLimit
+from serve.admission import Admission
 from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
-from serve.breaker import Breakers
 from serve.drift import Windows
 from serve.image_memory import ImageMemory, Lease
 from serve.metrics import Metrics
-from serve.rate_limit import RateLimit
 from serve.refining import Refiners
 from weakseg.errors import (
     DataError,
     DeadlineTooShortError,
-    DrainingError,
     ImageError,
     ModelFailedError,
-    OutOfMemoryError,
     OutputUnsupportedError,
-    QueueFullError,
     ServiceError,
     WeaksegError,
 )
 from weakseg.image import SERVICE_FORMATS, check_pixels, probe
-from weakseg.memory import lacks_memory
 from weakseg.model import ON_CPU, Decoded, GraphOutputs, Model, Request
 from weakseg.preprocess import fitted_size
 from weakseg.result import Result
@@ -120,35 +113,25 @@ class Pipeline:
     def __init__(
         self,
         metrics: Metrics,
+        admission: Admission,
         *,
         threads: int,
         max_batch: int,
         max_delay_s: float,
-        queue_limit: int,
-        adaptive_limit: bool,
-        bulk_share: float,
         bulk_wait_s: float,
         execution_timeout_s: float | None,
         max_pixels: int,
         image_memory_bytes: int,
-        rate_limit: RateLimit,
         refiners: Refiners,
         tracing: Tracing | None = None,
     ) -> None:
-        most = queue_limit + max_batch
-        # Two batches: bulk requests may take one, and must not take all.
-        self._adaptive = AdaptiveLimit(min(2 * max_batch, most), most) if adaptive_limit else None
-        self._bulk_share, self._max_batch = bulk_share, max_batch
-        self.inflight = 0
-        self.inflight_bulk = 0
-        self.draining = False
+        self.admission = admission
         self.windows = Windows()
         self.refiners = refiners
-        self.breakers = Breakers()
         self.image_memory = ImageMemory(image_memory_bytes, bulk_wait_s, metrics.set_image_memory)
         self._metrics = metrics
+        self._max_batch = max_batch
         self._max_pixels = max_pixels
-        self._rate_limit = rate_limit
         self._tracing = tracing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
@@ -158,13 +141,12 @@ class Pipeline:
             workers=threads,
             max_batch=max_batch,
             max_delay_s=max_delay_s,
-            limit=most,
+            limit=admission.most,
             bulk_wait_s=bulk_wait_s,
             timeout_s=execution_timeout_s,
             on_batch=self._count_batch,
             on_depth=metrics.queue_depth.set,
         )
-        self._set_limit(most)
         metrics.hung.set_function(lambda: self.hung)
 
     @property
@@ -199,7 +181,7 @@ class Pipeline:
             ImageError, DataError: the image cannot be used. DeadlineTooShortError: it waited too long.
             OutputUnsupportedError: the server lacks what an output needs.
         """
-        with self._admitted(1, job), self.image_memory.lease(job.priority) as lease:
+        with self.admission.request(1, job.model, job.priority), self.image_memory.lease(job.priority) as lease:
             await lease.take(await self._need(job, lease))
             held = [await self._in(self._decoders, lease, self._decode, job)]
             return await self._segment(job, lease, held, partial(self._encode, job, encode))
@@ -215,7 +197,8 @@ class Pipeline:
             As `segment`; an ImageError says which image it is.
         """
         priority = jobs[0].priority
-        with self._admitted(len(jobs), jobs[0]), self.image_memory.lease(priority) as lease:
+        admitted = self.admission.request(len(jobs), jobs[0].model, priority)
+        with admitted, self.image_memory.lease(priority) as lease:
             needs = await _together(_of_nth(i, self._need, job, lease) for i, job in enumerate(jobs))
             await lease.take(sum(needs))
             decoded = await _together(
@@ -232,49 +215,6 @@ class Pipeline:
                 self._segment(job, lease, images, _as_it_is) for job, images in zip(jobs, held, strict=True)
             )
             return await self._in(self._finishers, lease, self._encode, jobs[0], encode, answers)
-
-    def admit_known(self) -> None:
-        """A request whose answer is known: it takes no place, but counts for the rate limit.
-
-        Raises:
-            DrainingError, RateLimitedError
-        """
-        self._check_open()
-        self._rate_limit.take(CLIENT.get(), monotonic())
-
-    def _check_open(self) -> None:
-        if self.draining:
-            raise DrainingError("this server is shutting down: send the request to another, or again in a moment")
-
-    @contextmanager
-    def _admitted(self, n: int, job: Job) -> Iterator[None]:
-        self._check_open()
-        more = "one" if n == 1 else str(n)
-        if self.inflight + n > self.limit:
-            raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")
-        n_bulk = n if job.priority == "bulk" else 0
-        if n_bulk and self.inflight_bulk + n > self.bulk_limit:
-            raise QueueFullError(
-                f"expected at most {self.bulk_limit} bulk requests at once, got {more} more: try again later"
-            )
-        self._rate_limit.take(CLIENT.get(), monotonic(), n)
-        self._set_inflight(self.inflight + n, self.inflight_bulk + n_bulk)
-        entered = monotonic()
-        try:
-            with self.breakers.of(job.model).request(monotonic()):
-                yield
-            self._adapt(monotonic() - entered, n)
-        except asyncio.CancelledError:  # who gives up has waited, too
-            self._adapt(monotonic() - entered, n)
-            raise
-        except Exception as error:
-            if lacks_memory(error):
-                raise OutOfMemoryError(
-                    "the server has no memory for this request: send smaller images, or try again in a moment"
-                ) from error
-            raise
-        finally:
-            self._set_inflight(self.inflight - n, self.inflight_bulk - n_bulk)
 
     async def _need(self, job: Job, lease: Lease) -> int:
         """Bytes that the pixels of an image take at the most while it is inside.
@@ -418,7 +358,7 @@ class Pipeline:
 
     def _count_batch(self, record: BatchRecord) -> None:
         name, version, graph, model, *_ = record.key
-        self.breakers.ended(model, record.error)
+        self.admission.breakers.ended(model, record.error)
         self._metrics.executions.labels(name, version).inc()
         self._metrics.images.labels(name, version).inc(record.size)
         self._metrics.batch_size.labels(name, version).observe(record.size)
@@ -438,21 +378,8 @@ class Pipeline:
     def _observe(self, job: Job, stage: str, seconds: float) -> None:
         exemplar = None if job.trace is None else job.trace.exemplar
         self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
-        if self._adaptive is not None and stage != "queue":
-            self._adaptive.worked(seconds)
-
-    def _adapt(self, seconds: float, n: int) -> None:
-        if self._adaptive is not None and self._adaptive.left(seconds, self.inflight, n):
-            self._set_limit(self._adaptive.limit)
-
-    def _set_limit(self, limit: int) -> None:
-        self.limit = limit
-        self.bulk_limit = max(self._max_batch, int(self._bulk_share * limit))  # a request of a whole batch must get in
-        self._metrics.queue_limit.set(limit)
-
-    def _set_inflight(self, n: int, n_bulk: int) -> None:
-        self.inflight, self.inflight_bulk = n, n_bulk
-        self._metrics.inflight.set(n)
+        if stage != "queue":
+            self.admission.worked(seconds)
 
 
 async def _of_nth(i: int, step: Callable[..., Awaitable[T]], *args: Any) -> T:

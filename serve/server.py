@@ -26,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import weakseg
 from serve.access import Access
 from serve.admin import AdminPort
+from serve.admission import Admission
 from serve.drift import DriftGauge, Window
 from serve.health import Health
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
@@ -82,19 +83,24 @@ class Server:
         self.metrics = Metrics()
         self.tracing = open_tracing() if config.tracing else None
         self.threads = config.threads or usable_cpus()
+        self.admission = Admission(
+            self.metrics,
+            RateLimit(config.rate_limit, config.rate_burst),
+            queue_limit=config.queue_limit,
+            max_batch=config.max_batch,
+            adaptive=config.adaptive_limit,
+            bulk_share=config.bulk_share,
+        )
         self.pipeline = Pipeline(
             self.metrics,
+            self.admission,
             threads=self.threads,
             max_batch=config.max_batch,
             max_delay_s=config.max_delay_ms / 1000,
-            queue_limit=config.queue_limit,
-            adaptive_limit=config.adaptive_limit,
-            bulk_share=config.bulk_share,
             bulk_wait_s=config.bulk_wait_s,
             execution_timeout_s=config.execution_timeout_s or None,
             max_pixels=config.max_pixels,
             image_memory_bytes=config.image_memory_mib * 2**20,
-            rate_limit=RateLimit(config.rate_limit, config.rate_burst),
             refiners=Refiners(config.refine_threads or self.threads, config.refine_budget_ms / 1000 or None),
             tracing=self.tracing,
         )
@@ -109,8 +115,8 @@ class Server:
             keep=config.keep_versions,
         )
         self.metrics.registry.register(DriftGauge(self._windows))
-        self.health = Health(self.models, self.pipeline.breakers.answers)
-        self.pipeline.breakers.on_change = self._on_health_change
+        self.health = Health(self.models, self.admission.breakers.answers)
+        self.admission.breakers.on_change = self._on_health_change
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._http: MetricsServer | None = None
         self._admin: AdminPort | None = None
@@ -180,7 +186,7 @@ class Server:
         log.info("draining", extra={"fields": {"running": self._edge.running}})
         await self.health.drain()
         await asyncio.sleep(self.config.drain_delay_s if delay_s is None else delay_s)
-        self.pipeline.draining = True
+        self.admission.draining = True
         grace_s = self.config.drain_grace_s if grace_s is None else grace_s
         idle = await self._edge.wait_idle(grace_s)
         # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
@@ -204,7 +210,7 @@ class Server:
         server = grpc.aio.server(
             interceptors=[self._edge],
             # An outer guard, refused by gRPC before a message is read; it counts health checks, too, so it is no queue.
-            maximum_concurrent_rpcs=self.pipeline.limit + CALLS_BEYOND,
+            maximum_concurrent_rpcs=self.admission.limit + CALLS_BEYOND,
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -244,7 +250,7 @@ class Server:
     def _is_unhealthy(self, entry: Entry) -> bool:
         """Whether a model is loaded, and is not asked because it fails."""
         model = entry.model
-        return model is not None and not self.pipeline.breakers.answers(model)
+        return model is not None and not self.admission.breakers.answers(model)
 
     def _on_health_change(self) -> None:
         for entry in self.models.entries():

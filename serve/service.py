@@ -154,7 +154,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         key, known = await asyncio.to_thread(self._cache.find, request, job.model.bundle.sha256)
         if known is None or known[1] > limit_bytes:  # of this request's longer id
             return await self._pipeline.segment(job, partial(self._cache.keeping, key, encode))
-        self._pipeline.admit_known()
+        self._pipeline.admission.known()
         return known
 
     def _describe(self, entry: Entry) -> pb.Model:

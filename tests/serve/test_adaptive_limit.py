@@ -137,7 +137,7 @@ def test_a_server_that_is_offered_more_than_it_can_answer_admits_fewer(serving):
             refused = set().union(*pool.map(calls, [20] * 48))
     assert refused == {"RESOURCE_EXHAUSTED"}
     assert 1 <= running.sample("weakseg_queue_limit") < 33
-    assert running.server.pipeline.bulk_limit <= running.server.pipeline.limit
+    assert running.server.admission.bulk_limit <= running.server.admission.limit
 
 
 def test_requests_that_are_given_up_have_waited_too(serving):
@@ -149,16 +149,16 @@ def test_requests_that_are_given_up_have_waited_too(serving):
     with grpc.insecure_channel(running.target) as channel:
         segment = pb_grpc.SegmentationServiceStub(channel).Segment
         calls = [segment.future(request, timeout=LONG_S) for _ in range(48)]
-        running.until(lambda: running.server.pipeline.inflight == 48)
+        running.until(lambda: running.server.admission.inflight == 48)
         for call in calls:
             call.cancel()
-        running.until(lambda: running.server.pipeline.inflight == 0)
+        running.until(lambda: running.server.admission.inflight == 0)
     assert running.sample("weakseg_queue_limit") < 65
 
 
 def test_bulk_requests_never_take_the_last_places(serving):
-    pipeline = serving(max_batch=4, queue_limit=64, adaptive_limit=True).server.pipeline
+    admission = serving(max_batch=4, queue_limit=64, adaptive_limit=True).server.admission
     for _ in range(1000):
-        pipeline.inflight = pipeline.limit
-        pipeline._adapt(1.0, 1)  # nothing but waiting
-    assert pipeline.limit == 8 and pipeline.bulk_limit == 4
+        admission.inflight = admission.limit
+        admission._adapt(1.0, 1)  # nothing but waiting
+    assert admission.limit == 8 and admission.bulk_limit == 4

@@ -306,14 +306,14 @@ def test_an_overloaded_and_draining_server_is_administered(serving, png, colours
     with grpc.insecure_channel(running.target) as channel, Admin(running) as admin:
         segment = main_pb_grpc.SegmentationServiceStub(channel).Segment
         inside = [segment.future(image, timeout=LONG_S) for _ in range(2)]
-        running.until(lambda: running.server.pipeline.inflight == len(inside))
+        running.until(lambda: running.server.admission.inflight == len(inside))
         with pytest.raises(grpc.RpcError) as raised:
             segment(image, timeout=LONG_S)
         assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         held = running.runner
         assert admin.load("2").model.version == "2"
         running._loop.call_soon_threadsafe(running._stop.set)
-        running.until(lambda: running.server.pipeline.draining)
+        running.until(lambda: running.server.admission.draining)
         assert admin.reload() == ({"1": "READY", "2": "READY"}, [])
         running.runner = held  # which is let go when the server is closed
 
@@ -334,9 +334,9 @@ def test_unloading_under_load_loses_no_request(administered, folder, colours):
         asking = [callers.submit(ask) for _ in range(3)]
         try:
             for _ in range(4):
-                running.until(lambda: running.server.pipeline.inflight > 0)
+                running.until(lambda: running.server.admission.inflight > 0)
                 assert not isinstance(admin.unload("2"), tuple)
-                running.until(lambda: running.server.pipeline.inflight > 0)
+                running.until(lambda: running.server.admission.inflight > 0)
                 assert not isinstance(admin.load("2"), tuple)
         finally:
             stop.set()

@@ -184,7 +184,7 @@ def test_a_hit_needs_no_place_in_the_queue(serving, colours, png):
         stub.Segment(request(data))
         running.runner.gate.clear()
         held = [stub.Segment.future(request(data, spec("CAM", heatmap_max_side=i))) for i in (1, 2)]
-        running.until(lambda: running.server.pipeline.inflight == 2)
+        running.until(lambda: running.server.admission.inflight == 2)
         assert code_of(stub, request(data, spec("CAM"))) is CODES.RESOURCE_EXHAUSTED
         assert stub.Segment(request(data, priority=pb.PRIORITY_BULK), timeout=LONG_S).cached
         running.runner.gate.set()
@@ -230,7 +230,7 @@ def test_a_hit_has_passed_tokens_and_rate_limit_and_is_refused_in_a_drain(servin
         assert code_of(stub, message, **nobody) is CODES.UNAUTHENTICATED
         assert code_of(stub, message, **a) is CODES.RESOURCE_EXHAUSTED
         assert stub.Segment(message, **b).cached
-        running.server.pipeline.draining = True
+        running.server.admission.draining = True
         assert code_of(stub, message, **b) is CODES.UNAVAILABLE
     assert running.sample("weakseg_rejected_total", reason="RATE_LIMITED") == 1
 

@@ -369,7 +369,7 @@ def test_queue_full(serving):
     with grpc.insecure_channel(running.target) as channel:
         stub = pb_grpc.SegmentationServiceStub(channel)
         calls = [stub.Segment.future(request(image=PIXEL)) for _ in range(2)]
-        running.until(lambda: running.server.pipeline.inflight == 2)
+        running.until(lambda: running.server.admission.inflight == 2)
         details = check(ask(running, request(image=PIXEL)), "RESOURCE_EXHAUSTED", errors.QueueFullError)
         assert details["RetryInfo"].retry_delay == duration_pb2.Duration(nanos=250_000_000)
         running.runner.gate.set()
@@ -391,7 +391,7 @@ def test_out_of_memory(serving, error):
 
 def test_draining(serving):
     running = serving()
-    running.server.pipeline.draining = True
+    running.server.admission.draining = True
     details = check(ask(running, request(image=PIXEL)), "UNAVAILABLE", errors.DrainingError)
     assert details["RetryInfo"].retry_delay == duration_pb2.Duration(nanos=500_000_000)
 

@@ -280,7 +280,7 @@ def test_a_hanging_execution_is_given_up_and_others_are_answered(faulty, quick):
     runners["hangs"].hang = False
     runners["hangs"].gate.set()
     running.until(lambda: running.server.pipeline.hung == 0)
-    running.until(lambda: running.server.pipeline.breakers.answers(running.server.models.get("hangs", "").model))
+    running.until(lambda: running.server.admission.breakers.answers(running.server.models.get("hangs", "").model))
     assert ask(running, "hangs").outputs
 
 
@@ -296,7 +296,7 @@ def test_who_has_a_deadline_is_told_by_it_and_the_next_waits_for_the_same_thread
     running, runners = faulty(execution_timeout_s=LONG_S)
     runners["toy"].hang = True
     assert ask(running, timeout_s=SHORT_S).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     runners["toy"].gate.set()
     assert ask(running).outputs
 

@@ -214,7 +214,7 @@ def test_a_request_waits_for_memory_and_leaves_the_line_when_it_is_cancelled(bus
         assert busy.sample("weakseg_image_memory_bytes") == taken + 64 * BYTES_PER_PIXEL["PNG"]
         busy.runner.gate.set()
         assert first.result(LONG_S).image_width == 300 and third.result(LONG_S).image_width == 8
-    busy.until(lambda: busy.server.pipeline.inflight == 0)
+    busy.until(lambda: busy.server.admission.inflight == 0)
     assert busy.sample("weakseg_image_memory_bytes") == 0
 
 
@@ -274,7 +274,7 @@ def test_what_a_cancelled_request_decodes_is_counted_until_its_thread_is_done(se
         await asyncio.to_thread(decoding.wait, LONG_S)
         task.cancel()
         await asyncio.wait([task])
-        assert task.cancelled() and pipeline.inflight == 0
+        assert task.cancelled() and pipeline.admission.inflight == 0
         assert pipeline.image_memory.taken_bytes == 1000 * BYTES_PER_RAW_PIXEL
         gate.set()
         while pipeline.image_memory.taken_bytes:

@@ -538,14 +538,14 @@ def test_a_batch_is_admitted_whole_or_not_at_all(serving, colours, png):
         inside = stub.ModelInfer.future(files([png(colours)] * 2, "segmentation"))
         running.until(lambda: len(running.runner.batches) == 1)
         third = stub.ModelInfer.future(files([png(colours)], "segmentation"))
-        running.until(lambda: running.server.pipeline.inflight == 3)
+        running.until(lambda: running.server.admission.inflight == 3)
         code, reason, _, _, retry = error_of(running, files([png(colours)] * 2, "segmentation"))
         assert (code, reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
         assert retry.retry_delay == duration_pb2.Duration(nanos=250_000_000)
-        assert running.server.pipeline.inflight == 3
+        assert running.server.admission.inflight == 3
         running.runner.gate.set()
         assert inside.result(LONG_S).outputs and third.result(LONG_S).outputs
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert running.sample("weakseg_rejected_total", reason="QUEUE_FULL") == 2
 
 
@@ -558,7 +558,7 @@ def test_a_batch_whose_deadline_passes_in_the_queue_never_reaches_the_network(se
         with pytest.raises(grpc.RpcError) as raised:
             stub.ModelInfer(files([png(colours)] * 2, "segmentation"), timeout=0.2)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        running.until(lambda: running.server.pipeline.inflight == 1)
+        running.until(lambda: running.server.admission.inflight == 1)
         assert running.sample("weakseg_queue_depth") == 0
         running.runner.gate.set()
         first.result(LONG_S)
@@ -573,7 +573,7 @@ def test_the_first_image_that_fails_ends_the_others(serving, colours, png):
     running = serving(max_batch=3, max_delay_ms=1e5)
     broken = png(colours)[:-40]
     assert error_of(running, files([png(colours), broken], "segmentation"))[1] == "IMAGE_UNDECODABLE"
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert running.runner.batches == [] and running.sample("weakseg_queue_depth") == 0
 
 
@@ -585,7 +585,7 @@ def test_a_drain_refuses_new_batches_and_waits_for_those_inside(serving, colours
         running.until(lambda: len(running.runner.batches) == 1)
         assert running.server._edge.running == 1
         running._loop.call_soon_threadsafe(running._stop.set)
-        running.until(lambda: running.server.pipeline.draining)
+        running.until(lambda: running.server.admission.draining)
         code, reason, _, _, retry = error_of(running, files([png(colours)]))
         assert (code, reason) == ("UNAVAILABLE", "DRAINING") and retry is not None
         running.runner.gate.set()

@@ -43,7 +43,7 @@ def test_interactive_requests_pass_those_of_a_bulk_stream_and_are_refused_last(b
         responses = stub.SegmentStream(iter(bulk))
         refused = next(responses)
         assert "expected at most 2 bulk requests at once" in refused.error.message
-        assert busy.server.pipeline.inflight == 2
+        assert busy.server.admission.inflight == 2
         busy.until(lambda: busy.sample("weakseg_queue_depth") == 1)
         calls = [stub.Segment.future(request(data, "CAM", priority)) for priority in ("UNSPECIFIED", "INTERACTIVE")]
         busy.until(lambda: busy.sample("weakseg_queue_depth") == 3)
@@ -53,7 +53,7 @@ def test_interactive_requests_pass_those_of_a_bulk_stream_and_are_refused_last(b
         assert all(call.result(LONG_S).outputs for call in calls)
         assert [response.WhichOneof("result") for response in responses] == ["response"] * 2
     assert busy.runner.batches == [("segmentation", 1), ("classifier", 1), ("classifier", 1), ("segmentation", 1)]
-    assert busy.server.pipeline.inflight == busy.server.pipeline.inflight_bulk == 0
+    assert busy.server.admission.inflight == busy.server.admission.inflight_bulk == 0
     for priority in ("bulk", "interactive"):
         assert busy.sample("weakseg_priority_requests_total", priority=priority) == 3
         assert busy.sample("weakseg_queue_duration_seconds_count", priority=priority) == 2
@@ -64,7 +64,7 @@ def test_a_client_says_it_is_bulk(busy, colours):
         held = client.segment_many([colours] * 2, priority="bulk")
         first = threading.Thread(target=next, args=(held,))
         first.start()
-        busy.until(lambda: busy.server.pipeline.inflight_bulk == 2)
+        busy.until(lambda: busy.server.admission.inflight_bulk == 2)
         (refused,) = client.segment_many([colours], priority="bulk", on_error="return")
         assert isinstance(refused, errors.QueueFullError) and "at most 2 bulk" in str(refused)
         with pytest.raises(errors.ConfigError, match="priority must be one of interactive, bulk, got 'low'"):

@@ -212,7 +212,7 @@ def test_a_refinement_without_end_is_stopped_when_nobody_waits_any_more(serving,
             assert call.cancelled()
         else:
             assert call.exception(LONG_S).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert_the_refiner_gets_free(running)
     assert cut(running) == 0
 
@@ -234,7 +234,7 @@ def test_what_is_refined_without_its_caller_is_counted_until_its_thread_is_done(
         call = stub.Segment.future(request(png(photo)), timeout=LONG_S)
         assert refining.wait(LONG_S)
         call.cancel()
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert memory.taken_bytes > 0
     gate.set()
     running.until(lambda: memory.taken_bytes == 0)
@@ -248,17 +248,17 @@ def test_segmentations_are_answered_while_pseudo_masks_wait_for_the_crf(serving,
         for kind, refinement in (("SEGMENTATION", "UNSPECIFIED"), ("PSEUDO_MASK", "NONE"), ("CAM", "UNSPECIFIED")):
             assert stub.Segment(request(png(photo), kind, refinement), timeout=LONG_S).outputs
         assert not any(call.done() for call in waiting)
-        assert running.server.pipeline.inflight == 4
+        assert running.server.admission.inflight == 4
         # The budget holds for those that wait, too; here there is none.
         late = stub.Segment.future(request(png(photo)), timeout=0.3)
         gone = stub.Segment.future(request(png(photo)))
-        running.until(lambda: running.server.pipeline.inflight == 6)
+        running.until(lambda: running.server.admission.inflight == 6)
         gone.cancel()
         assert late.exception(LONG_S).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        running.until(lambda: running.server.pipeline.inflight == 4)
+        running.until(lambda: running.server.admission.inflight == 4)
     with stub_of(running) as stub:  # the channel of those calls is closed: they are gone, too
         assert stub.Segment(request(png(photo)), timeout=LONG_S).outputs[0].refinement == pb.REFINEMENT_CRF
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
 
 
 def test_the_budget_counts_the_wait_for_a_thread(serving, model, photo, png):
@@ -268,7 +268,7 @@ def test_the_budget_counts_the_wait_for_a_thread(serving, model, photo, png):
     assert (output.refinement, output.refinement_cut_short) == (pb.REFINEMENT_NONE, True)
     expected = model.segment(photo, outputs=["pseudo_mask"], refine="none").mask
     np.testing.assert_array_equal(labels_from_mask(output.mask, CLASSES), expected)
-    assert running.server.pipeline.inflight == 0
+    assert running.server.admission.inflight == 0
 
 
 def test_the_compilation_of_kernels_does_not_count(serving, photo, png):
@@ -334,7 +334,7 @@ def test_images_that_are_cut_short_are_not_held_until_a_thread_is_free(serving, 
         gone = stub.Segment.future(request(png(photo), priority="BULK"))
         running.until(lambda: n_inferred(running) == 6)
         gone.cancel()
-        running.until(lambda: running.server.pipeline.inflight == 0)
+        running.until(lambda: running.server.admission.inflight == 0)
         running.until(lambda: not alive)
 
 
@@ -377,7 +377,7 @@ def test_a_storm_of_endless_refinements_leaves_nothing_inside(serving, photo, pn
         thread.start()
     for thread in threads:
         thread.join(LONG_S)
-    running.until(lambda: running.server.pipeline.inflight == running.server.pipeline.inflight_bulk == 0)
+    running.until(lambda: running.server.admission.inflight == running.server.admission.inflight_bulk == 0)
     assert_the_refiner_gets_free(running)
     with stub_of(running) as stub:
         assert stub.Segment(request(png(photo)), timeout=LONG_S).outputs[0].refinement_cut_short

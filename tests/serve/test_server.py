@@ -92,7 +92,7 @@ def test_requests_inside_are_finished_and_new_ones_refused(serving, png, colours
         inside = stub.Segment.future(image_request(png, colours))
         running.until(lambda: len(running.runner.batches) == 1)
         running._loop.call_soon_threadsafe(running._stop.set)
-        running.until(lambda: running.server.pipeline.draining)
+        running.until(lambda: running.server.admission.draining)
         with pytest.raises(grpc.RpcError) as raised:
             stub.Segment(image_request(png, colours))
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -242,7 +242,7 @@ def test_a_stream_reads_ahead_only_so_far(serving, colours, png):
     requests = [pb.SegmentStreamRequest(request=request(png(colours), request_id=str(i))) for i in range(8)]
     with stub_of(running) as stub:
         responses = stub.SegmentStream(iter(requests))
-        running.until(lambda: running.server.pipeline.inflight == 3)
+        running.until(lambda: running.server.admission.inflight == 3)
         running.runner.gate.set()
         assert len(list(responses)) == 8
     assert max(inflight) == 3
@@ -347,7 +347,7 @@ def test_a_cancelled_call_never_reaches_the_network(serving, colours, png):
         running.until(lambda: running.sample("weakseg_queue_depth") == 0)
         running.runner.gate.set()
         first.result(LONG_S)
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert len(running.runner.batches) == 1
     assert running.sample("weakseg_requests_total", model="toy", version="1", code="CANCELLED") == 1
 
@@ -361,7 +361,7 @@ def test_a_call_whose_deadline_passes_in_the_queue_never_reaches_the_network(ser
         with pytest.raises(grpc.RpcError) as raised:
             stub.Segment(request(png(colours)), timeout=0.2)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        running.until(lambda: running.server.pipeline.inflight == 1)
+        running.until(lambda: running.server.admission.inflight == 1)
         running.runner.gate.set()
         first.result(LONG_S)
     assert len(running.runner.batches) == 1
@@ -381,9 +381,9 @@ def test_a_client_that_goes_away_ends_its_stream(serving, colours, png):
 
     with stub_of(running) as stub:
         call = stub.SegmentStream(requests())
-        running.until(lambda: running.server.pipeline.inflight == 1)
+        running.until(lambda: running.server.admission.inflight == 1)
         call.cancel()
-        running.until(lambda: running.server.pipeline.inflight == 0)
+        running.until(lambda: running.server.admission.inflight == 0)
         more.set()
     running.runner.gate.set()
 
@@ -420,7 +420,7 @@ def test_after_a_storm_of_deadlines_and_cancellations_nothing_is_left(serving, c
         thread.start()
     for thread in threads:
         thread.join(LONG_S)
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     assert running.sample("weakseg_queue_depth") == 0
     with stub_of(running) as stub:
         assert stub.Segment(message, timeout=LONG_S).timing.batch_size == 1

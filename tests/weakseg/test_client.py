@@ -280,7 +280,7 @@ def test_streams_left_early_leave_nothing_behind(serving, caplog):
             for _ in range(n_read):
                 next(results)
             results.close()
-    running.until(lambda: running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server.admission.inflight == 0)
     labels = {"grpc_type": "stream_stream", "grpc_service": "weakseg.v1.SegmentationService"}
     assert running.sample("grpc_server_started_total", grpc_method="SegmentStream", **labels) > 0
     assert running.sample("grpc_server_handled_total", grpc_method="SegmentStream", grpc_code="INTERNAL", **labels) == 0
@@ -456,7 +456,7 @@ def test_a_consumer_that_stops_early_ends_the_stream(serving, method):
             await asyncio.sleep(0.001)
 
     run(running, use)
-    running.until(lambda: running.server._edge.running == 0 and running.server.pipeline.inflight == 0)
+    running.until(lambda: running.server._edge.running == 0 and running.server.admission.inflight == 0)
 
 
 def test_a_server_that_dies_ends_the_stream_with_an_error(serving, colours):
