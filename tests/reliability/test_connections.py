@@ -1,13 +1,12 @@
 """R9: floods of connections and of resets, streams that never say anything, and bytes that are no HTTP/2 or no TLS."""
 
-import importlib.util
 import os
 import socket
-from pathlib import Path
 
 import grpc
 import pytest
 
+from tests import http2
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -15,10 +14,6 @@ LONG_S = 60.0
 MIB = 2**20
 SEGMENT = "/weakseg.v1.SegmentationService/Segment"
 STREAMS = 100  # per connection that stays
-
-_spec = importlib.util.spec_from_file_location("http2", Path(__file__).parent / "http2.py")
-http2 = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(http2)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import socket
-import struct
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import weakseg
 from serve.repository import BundleFolder
+from tests import http2
 
 LONG_S = 60.0
 READY = ("", "readiness", "weakseg.v1.SegmentationService", "inference.GRPCInferenceService")
@@ -151,27 +150,12 @@ def test_r17_every_service_in_every_phase_by_check_and_by_watch(serving, toy_bun
 def test_a_watcher_that_does_not_read_holds_nothing_up(serving):
     """It opens its streams with a flow-control window of 0: no answer can be written to it, ever."""
     running = serving()
-    with socket.create_connection(("127.0.0.1", running.server.port)) as hostile:
-        hostile.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))
-        watch = health_pb2.HealthCheckRequest(service="readiness").SerializeToString()
-        hostile.sendall(frame(HEADERS, END_HEADERS, 1, headers("/grpc.health.v1.Health/Watch")))
-        hostile.sendall(frame(DATA, END_STREAM, 1, b"\0" + struct.pack(">I", len(watch)) + watch))
+    with http2.connect(running.target, http2.NO_WINDOW) as hostile:
+        watch = http2.message(health_pb2.HealthCheckRequest(service="readiness").SerializeToString())
+        block = http2.headers("/grpc.health.v1.Health/Watch")
+        hostile.sendall(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, block))
+        hostile.sendall(http2.frame(http2.DATA, http2.END_STREAM, 1, watch))
         labels = {"grpc_type": "unary_stream", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Watch"}
         running.until(lambda: running.sample("grpc_server_started_total", **labels) == 1)
         running.call(asyncio.wait_for(running.server.health.drain(), LONG_S / 4))  # after LONG_S gRPC ends the watch
         assert check(running, "readiness") == [NOT_SERVING]
-
-
-DATA, HEADERS, SETTINGS = 0, 1, 4  # RFC 9113, section 6
-END_STREAM, END_HEADERS = 1, 4
-
-
-def frame(kind, flags, stream, payload):
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def headers(path):
-    """HPACK's plainest form: each a literal without indexing, its name spelt out (RFC 7541, section 6.2.2)."""
-    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
-    pairs = (fields | {"content-type": "application/grpc"}).items()
-    return b"".join(b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in pair) for pair in pairs)

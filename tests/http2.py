@@ -5,9 +5,10 @@ import socket
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
+DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
 END_STREAM, END_HEADERS = 1, 4
 CANCEL = struct.pack(">I", 8)
+NO_WINDOW = struct.pack(">HI", 4, 0)  # of SETTINGS: nothing may be sent to the client's streams
 
 
 def frame(kind, flags, stream, payload=b""):
@@ -24,11 +25,16 @@ def headers(path):
     return b"\x83\x86" + literals + b"\x00" + _text(b"te") + _text(b"trailers")  # POST, http
 
 
-def connect(target):
+def message(payload):
+    """What a DATA frame of gRPC has of a message."""
+    return b"\0" + struct.pack(">I", len(payload)) + payload
+
+
+def connect(target, settings=b""):
     """A connection whose preface and settings are sent."""
     host, _, port = target.rpartition(":")
     connection = socket.create_connection((host, int(port)), 60.0)
-    connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
+    connection.sendall(PREFACE + frame(SETTINGS, 0, 0, settings))
     return connection
 
 
