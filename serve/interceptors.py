@@ -25,6 +25,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serve.access import ADMIN_SERVICE, CLIENT, Access
+from serve.idle import Idle
 from serve.logs import AUDIT
 from serve.metrics import Metrics
 from serve.parsing import Unreadable, deserializer, readable
@@ -34,6 +35,8 @@ DOMAIN = "weakseg"
 SERVICE = "weakseg.v1.SegmentationService"
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 SERVICES = (SERVICE, INFERENCE_SERVICE)  # ours; a drain waits for their calls
+
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what a read gives when there is no more; the stubs lack it
 
 # Of a text that may quote the client. A status has it up to three times, and gRPC takes 8 KiB of trailers.
 MAX_TOLD_BYTES = 1000
@@ -151,6 +154,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._metrics = metrics
         self._access = access
         self._handlers: dict[tuple[str, str], Any] = {}  # by method and caller, of methods that there are
+        self._idle_calls = Idle()
         self.running = 0
         self.refusals = asyncio.Event()  # clear: calls that a drain refuses wait for their answer
         self.refusals.set()
@@ -182,12 +186,14 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         try:
             caller = self._access.caller(path, _authorization(handler_call_details))
         except (errors.UnauthenticatedError, errors.PermissionDeniedError) as error:
-            # As a stream: of these gRPC reads no message before it calls the handler, and this one reads none.
-            return grpc.stream_stream_rpc_method_handler(self._wrap(self._refusal(error, path), kind, path, ""))
+            # As a stream, and this one reads no message.
+            refuse = self._wrap(self._refusal(error, path), kind, path, "", stream=True)
+            return grpc.stream_stream_rpc_method_handler(refuse)
         made = self._handlers.get((path, caller))
         if made is None:  # once: of a call that asks for little it would be a tenth of the work
-            wrapped = self._wrap(getattr(handler, kind), kind, path, caller)
-            make = getattr(grpc, f"{kind}_rpc_method_handler")
+            wrapped = self._wrap(getattr(handler, kind), kind, path, caller, handler.request_streaming)
+            # As a stream of requests: gRPC calls a handler of one request only when that is there.
+            make = getattr(grpc, f"stream_{kind.partition('_')[2]}_rpc_method_handler")
             made = make(wrapped, deserializer(path, handler.request_deserializer), handler.response_serializer)
             self._handlers[path, caller] = made
         return made
@@ -201,25 +207,46 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
         return refuse
 
-    def _wrap(self, behaviour: Any, kind: str, path: str, caller: str) -> Any:
+    def _wrap(self, behaviour: Any, kind: str, path: str, caller: str, stream: bool) -> Any:
         # Both hand the request on and keep none: an AbortError holds these frames for as long as `let_go` says.
-        async def call(request: Any, context: Any) -> Any:
-            CLIENT.set(caller or address_of(context.peer()))
-            asked, given = _asked_model(request), [request]
-            said = _audited(path, request)
-            del request
+        async def call(_: Any, context: Any) -> Any:
+            client = caller or address_of(context.peer())
+            CLIENT.set(client)
+            given = [self._messages(context, client) if stream else await self._message(context, client)]
+            asked, said = _asked_model(given[0]), _audited(path, given[0])
             async with self._observe(kind, path, asked, context, said):
                 return await behaviour(readable(given.pop()), context)
 
-        async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
-            CLIENT.set(caller or address_of(context.peer()))
-            asked, given = _asked_model(request), [request]
-            del request
-            async with self._observe(kind, path, asked, context):
-                async for response in behaviour(readable(given.pop()), context):
+        async def generate(_: Any, context: Any) -> AsyncIterator[Any]:
+            client = caller or address_of(context.peer())
+            CLIENT.set(client)
+            given = [self._messages(context, client) if stream else await self._message(context, client)]
+            async with self._observe(kind, path, _asked_model(given[0]), context):
+                responses = behaviour(readable(given.pop()), context)
+                async for response in self._news(responses, client) if kind == "unary_stream" else responses:
                     yield response
 
         return generate if inspect.isasyncgenfunction(behaviour) else call
+
+    async def _message(self, context: Any, client: str) -> Any:
+        """The request of a call that has one; Unreadable where none comes."""
+        try:
+            message = await self._idle_calls.wait(context.read(), client)
+        except errors.QueueFullError as error:
+            return Unreadable(error)
+        if message is EOF:
+            return Unreadable(errors.InvalidRequestError("expected a message, got the end of the call"))
+        return message
+
+    async def _messages(self, context: Any, client: str) -> AsyncIterator[Any]:
+        """The requests of a stream; raises QueueFullError, and what `readable` does."""
+        while (message := await self._idle_calls.wait(context.read(), client)) is not EOF:
+            yield readable(message)
+
+    async def _news(self, responses: AsyncIterator[Any], client: str) -> AsyncIterator[Any]:
+        """The responses of a call that watches something: nothing is done for it in between."""
+        while (response := await self._idle_calls.wait(anext(responses, None), client)) is not None:
+            yield response
 
     @asynccontextmanager
     async def _observe(

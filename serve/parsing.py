@@ -6,7 +6,7 @@ eighty, and a second for every ten million of them, in which nobody is answered.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from weakseg.errors import InvalidRequestError, OutOfMemoryError
+from weakseg.errors import InvalidRequestError, OutOfMemoryError, ServiceError
 from weakseg.memory import lacks_memory
 
 # Fields, and bytes of packed numbers: enough for the ids of every class of the largest tables.
@@ -33,9 +33,10 @@ _FIXED = {1: 8, 5: 4}  # bytes by wire type
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands in for a message that was refused: what raises here gets a status of gRPC's own, without a reason."""
+    """Stands in for a message that was refused, or never came: a deserialiser that raises would end its call in words
+    of gRPC's own, without a reason."""
 
-    error: InvalidRequestError | OutOfMemoryError
+    error: ServiceError
 
 
 def deserializer(path: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -58,19 +59,10 @@ def deserializer(path: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], 
 
 
 def readable(request: Any) -> Any:
-    """The message, or the stream of them.
-
-    Raises:
-        InvalidRequestError, OutOfMemoryError: it is Unreadable; of a stream, when its turn comes.
-    """
+    """What a handler is given, if it is not Unreadable: then the error of that is raised."""
     if isinstance(request, Unreadable):
         raise request.error
-    return _readable_stream(request) if hasattr(request, "__aiter__") else request
-
-
-async def _readable_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield readable(request)
+    return request
 
 
 def count_parts(data: bytes, message: Descriptor, limit: int) -> int:

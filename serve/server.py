@@ -29,6 +29,7 @@ from serve.admin import AdminPort
 from serve.admission import Admission
 from serve.drift import DriftGauge, Window
 from serve.health import Health
+from serve.idle import MOST_IDLE
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from serve.interceptors import SERVICES, Edge
 from serve.lifecycle import Lifecycle
@@ -210,7 +211,7 @@ class Server:
         server = grpc.aio.server(
             interceptors=[self._edge],
             # An outer guard, refused by gRPC before a message is read; it counts health checks, too, so it is no queue.
-            maximum_concurrent_rpcs=self.admission.limit + CALLS_BEYOND,
+            maximum_concurrent_rpcs=MOST_IDLE + self.admission.limit + CALLS_BEYOND,
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),

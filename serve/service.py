@@ -28,7 +28,7 @@ from serve.requests import (
 )
 from serve.settings import ServeConfig
 from weakseg.bundle import Order, natural_order
-from weakseg.errors import InvalidRequestError
+from weakseg.errors import InvalidRequestError, QueueFullError
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -75,16 +75,16 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             finally:
                 slots.release()  # only now: a client that does not read stops the reading of its requests
 
-        unreadable: InvalidRequestError | None = None
+        ended: InvalidRequestError | QueueFullError | None = None
         async with asyncio.TaskGroup() as tasks:
             try:
                 async for item in request_iterator:
                     await slots.acquire()
                     tasks.create_task(answer(item.request))
-            except InvalidRequestError as error:  # raised below: those before it are answered first
-                unreadable = error
-        if unreadable is not None:
-            raise unreadable
+            except (InvalidRequestError, QueueFullError) as error:  # raised below: those before it are answered first
+                ended = error
+        if ended is not None:
+            raise ended
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
         entry = self._models.get(request.model.name, request.model.version)
