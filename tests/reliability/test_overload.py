@@ -6,8 +6,10 @@ The runner sleeps instead of computing, so that a server's capacity is known: on
 import asyncio
 import random
 import socket
+import threading
 import time
 from collections import Counter
+from functools import partial
 
 import grpc
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+import serve.service
 import weakseg
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
@@ -219,6 +222,60 @@ async def _read(call):
     except grpc.aio.AioRpcError as error:
         return error.code().name
     return "OK"
+
+
+class Turnstile:
+    """A real function that a test can hold: calls wait until they are let through. `reached` counts those that came."""
+
+    def __init__(self, function):
+        self._function, self._let_through = function, threading.Semaphore(0)
+        self.reached = 0
+
+    def __call__(self, *args, **kwargs):
+        self.reached += 1
+        assert self._let_through.acquire(timeout=LONG_S), "the test never let it through"
+        return self._function(*args, **kwargs)
+
+    def let_through(self):
+        self._let_through.release()
+
+
+def cancel_at(running, turnstile, request, n, *, queued):
+    """Calls that are cancelled at the turnstile, one after the other; or behind one that stands there."""
+    labels = {"grpc_type": "unary_unary", "grpc_service": "weakseg.v1.SegmentationService", "grpc_method": "Segment"}
+    n_cancelled = partial(running.sample, "grpc_server_handled_total", **labels, grpc_code="CANCELLED")
+    queue_depth = partial(running.sample, "weakseg_queue_depth")
+    with grpc.insecure_channel(running.target, options=[("grpc.enable_retries", 0)]) as channel:
+        segment = pb_grpc.SegmentationServiceStub(channel).Segment
+        if queued:
+            first = segment.future(request, timeout=LONG_S)
+            running.until(lambda: turnstile.reached == 1)
+        for i in range(n):
+            call = segment.future(request, timeout=LONG_S)
+            running.until(lambda i=i: queue_depth() == 1 if queued else turnstile.reached == i + 1)
+            call.cancel()
+            running.until(lambda i=i: n_cancelled() == i + 1)
+            if not queued:
+                turnstile.let_through()
+        if queued:
+            assert running.sample("weakseg_inflight") == 1
+            turnstile.let_through()
+            first.result()
+            assert turnstile.reached == 1, "nothing was computed for those that were cancelled"
+    running.until(lambda: is_idle(running))
+
+
+@pytest.mark.parametrize("n", [10, pytest.param(200, marks=pytest.mark.reliability)])
+@pytest.mark.parametrize("stage", ["queue", "decode", "infer", "encode"])
+def test_r7_calls_that_are_cancelled_at_a_stage_leave_nothing_behind(serving, request_, monkeypatch, stage, n):
+    names = {"decode": "image_from_message", "encode": "response_from_answer"}
+    if stage in names:
+        turnstile = Turnstile(getattr(serve.service, names[stage]))
+        monkeypatch.setattr(serve.service, names[stage], turnstile)
+    running = serving(max_batch=1)
+    if stage not in names:
+        turnstile = running.runner.run = Turnstile(running.runner.run)
+    cancel_at(running, turnstile, request_, n, queued=stage == "queue")
 
 
 def test_r7_cancelled_calls_leave_nothing_behind(slow, request_):
