@@ -3,7 +3,7 @@
 Stopping (SIGTERM): readiness goes off; for `drain_delay_s` everything is answered as before, while load balancers
 notice; then new requests are refused (UNAVAILABLE, DRAINING) and those inside may finish within `drain_grace_s`; then
 the port is closed, and the models last. SIGINT skips the delay; a second signal skips the grace. A server in which
-MOST_HUNG executions hang stops itself in the same way: only a new process gets their threads back.
+too many executions hang stops itself in the same way: only a new process gets their threads back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # an extra
     from serve.tracing import Tracing
 
 WATCH_EVERY_S = 0.5
-MOST_HUNG = 3  # executions that were given up and have not ended
+MORE_HUNG = 2  # executions that were given up and have not ended, beyond as many as run at once
 CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
 HOLD_S = 0.2  # within this time a caller that goes on calling has called again
 GOAWAY_S = 0.05  # for gRPC to tell connections that there will be no more answers
@@ -65,7 +65,7 @@ log = logging.getLogger("serve")
 class Server:
     """One gRPC server with its models and its metrics port; `start` it on a running event loop.
 
-    load: opens a bundle; None = as configured. on_broken: called once when MOST_HUNG executions hang, unless it stops.
+    load: opens a bundle; None = as configured. on_broken: called once when too many executions hang, unless it stops.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class Server:
             started = monotonic()
             await asyncio.sleep(WATCH_EVERY_S)
             self.metrics.loop_lag_seconds.set(max(0.0, monotonic() - started - WATCH_EVERY_S))
-            if self.pipeline.hung >= MOST_HUNG and not self.broken:
+            if self.pipeline.hung >= self.threads + MORE_HUNG and not self.broken:
                 self.broken = True
                 log.error("executions hang: a restart is needed", extra={"fields": {"hung": self.pipeline.hung}})
                 if not self.health.draining:  # else it would cut off those who still have time to finish
