@@ -298,7 +298,7 @@ def test_as_many_images_as_workers_run_side_by_side():
     alone, beside = Gate(), Gate()
 
     async def test(batcher):
-        tasks = [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "abc"]
+        tasks = await waiting_behind(batcher, alone, "abc", beside)
         await until(lambda: beside.sizes == [1, 1, 1])
         tasks.append(asyncio.create_task(batcher.submit("d", image(), alone, beside)))
         await until(lambda: batcher.depth == 1)
@@ -306,7 +306,17 @@ def test_as_many_images_as_workers_run_side_by_side():
         await asyncio.gather(*tasks)
 
     run(test, workers=3)
-    assert alone.sizes + beside.sizes == [1, 1, 1, 1]
+    assert (alone.sizes, beside.sizes) == ([1], [1, 1, 1, 1])
+
+
+async def waiting_behind(batcher, alone, keys, beside):
+    """Images that could all start at one moment: what was alone before them has just ended."""
+    tasks = [asyncio.create_task(batcher.submit("first", image(), alone))]
+    await until(lambda: alone.sizes == [1])
+    tasks += [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in keys]
+    await until(lambda: batcher.depth == len(keys))
+    alone.event.set()
+    return tasks
 
 
 def test_fewer_images_than_workers_go_one_after_the_other_with_all_threads():
@@ -329,12 +339,13 @@ def test_what_cannot_share_the_cores_waits_for_those_beside_each_other_and_they_
     alone, beside = Gate(), Gate()
 
     async def test(batcher):
-        tasks = [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "ab"]
+        tasks = await waiting_behind(batcher, alone, "ab", beside)
         await until(lambda: beside.sizes == [1, 1])
+        alone.event.clear()
         tasks.append(asyncio.create_task(batcher.submit("c", image(), alone)))
         await until(lambda: batcher.depth == 1)
         beside.event.set()
-        await until(lambda: alone.sizes == [1])
+        await until(lambda: alone.sizes == [1, 1])
         tasks += [asyncio.create_task(batcher.submit(key, image(), alone, beside)) for key in "de"]
         await until(lambda: batcher.depth == 2)
         assert beside.sizes == [1, 1]
@@ -342,7 +353,7 @@ def test_what_cannot_share_the_cores_waits_for_those_beside_each_other_and_they_
         await asyncio.gather(*tasks)
 
     run(test, workers=2)
-    assert (alone.sizes, beside.sizes) == ([1], [1, 1, 1, 1])
+    assert (alone.sizes, beside.sizes) == ([1, 1], [1, 1, 1, 1])
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 4), (3, [3, 1]), (9, [4]), (0, [1] * 4)])

@@ -137,9 +137,9 @@ def test_a_stream_that_goes_is_answered_first_and_told_why(serving, colours, png
 
     with grpc.insecure_channel(running.target) as channel:
         stream = pb_grpc.SegmentationServiceStub(channel).SegmentStream(images(), timeout=LONG_S)
-        running.until(lambda: running.server.pipeline.inflight == 1 and len(calls) == 1)
+        running.until(lambda: running.server.admission.inflight == 1 and len(calls) == 1)
         with silent(running.target, MOST_IDLE):
-            running.until(lambda: running.server.pipeline.inflight == 1 and len(calls) == MOST_IDLE)
+            running.until(lambda: running.server.admission.inflight == 1 and len(calls) == MOST_IDLE)
             running.runner.gate.set()
             assert next(stream).response.image_width == colours.shape[1]
             with pytest.raises(grpc.RpcError) as raised:
