@@ -4,6 +4,7 @@ The runner sleeps instead of computing, so that a server's capacity is known: on
 """
 
 import asyncio
+import contextlib
 import random
 import socket
 import threading
@@ -311,6 +312,35 @@ def test_r8_clients_that_neither_send_nor_read_do_not_keep_others_waiting(slow, 
             connection.close()
     assert [code for code, *_ in outcomes] == ["OK"] * 10
     running.until(lambda: is_idle(running))
+
+
+@pytest.mark.reliability
+def test_r8_a_hundred_slow_connections_cost_a_fast_client_nothing(slow, request_):
+    running, _ = slow()
+    stop = threading.Event()
+
+    def dribble(connections):
+        while not stop.wait(1.0):
+            for connection in connections:
+                with contextlib.suppress(OSError):  # the server has had enough of it
+                    connection.send(b"x")
+
+    def p99_s():
+        return np.quantile([took for _, took, _ in drive(running.target, ask_two_hundred)], 0.99)
+
+    def ask_two_hundred(stub):
+        return _one_after_the_other(stub, request_, 200)
+
+    alone_s, opened = p99_s(), idle_connections(running.target, 100)
+    thread = threading.Thread(target=dribble, args=(opened,))
+    thread.start()
+    try:
+        assert p99_s() <= 1.5 * alone_s
+    finally:
+        stop.set()
+        thread.join()
+        for connection in opened:
+            connection.close()
 
 
 async def _beside_one_that_does_not_read(stub, request):
