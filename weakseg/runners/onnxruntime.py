@@ -109,8 +109,8 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     options.log_severity_level = 3  # errors; its warnings are about its own optimiser
     # What is computed from constants alone is computed on loading: of a few hundred bytes, gigabytes. Known since 1.27.
     options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(FOLDED_LIMIT_BYTES))
-    # A plan of one block of memory for each size of image: 4.5 % faster for a size that comes again, but every size that
-    # was ever met keeps its plan, 12 KB of MobileNetV2: 6 MiB a minute in benchmarks/soak.py, without an end.
+    # A plan of one block of memory for each size of image: 4.5 % faster for a size that comes again, but every size
+    # that was ever met keeps its plan, 12 KB of MobileNetV2: 6 MiB a minute in benchmarks/soak.py, without an end.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     return options
