@@ -1,6 +1,6 @@
 """Write messages.json beside this file: python tests/data/make_messages.py (`make proto-freeze` does)
 
-For each request and response of both services it has messages whose every field is set, as bytes and as their content.
+For each request and response of our services it has messages whose every field is set, as bytes and as their content.
 They are written for a release, never to make a test pass: whoever holds such bytes must be able to read them.
 Several messages of a type show each member of its oneofs and each value of its enums. One message a line.
 """
@@ -20,6 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 
 from serve.inference import grpc_inference_service_pb2 as oip
+from weakseg.v1 import admin_service_pb2 as admin
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 FILE = Path(__file__).with_name("messages.json")
@@ -29,7 +30,7 @@ FLOATS = (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE)
 
 def message_types() -> list[Descriptor]:
     """The request and the response of every method of ours."""
-    services = [*pb.DESCRIPTOR.services_by_name.values(), *oip.DESCRIPTOR.services_by_name.values()]
+    services = [one for module in (pb, admin, oip) for one in module.DESCRIPTOR.services_by_name.values()]
     return [kind for one in services for method in one.methods for kind in (method.input_type, method.output_type)]
 
 

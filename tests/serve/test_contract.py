@@ -16,12 +16,13 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 
 from serve.inference import grpc_inference_service_pb2 as oip
+from weakseg.v1 import admin_service_pb2 as admin
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "proto" / "contract.binpb"
 MESSAGES = json.loads((ROOT / "tests" / "data" / "messages.json").read_text())
-OURS = (pb.DESCRIPTOR.package, oip.DESCRIPTOR.package)
+OURS = {module.DESCRIPTOR.package for module in (pb, admin, oip)}
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
 
 
