@@ -307,6 +307,7 @@ class Batcher:
         assert error is None or isinstance(error, Exception)  # `_run` sees to it
         if error is None:
             for item, outputs in zip(items, ended.result(), strict=True):
+                del item.image  # or this frame, on the event loop, might be the last to hold it
                 if not item.answer.done():
                     item.answer.set_result(BatchAnswer(outputs, len(items), started - item.arrived, infer_s))
         if self._on_batch:

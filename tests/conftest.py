@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from weakseg.model import Model
 
 # A deadline is a timed assertion; on a busy machine it fails for no fault of the code.
 settings.register_profile("weakseg", deadline=None)
@@ -37,6 +40,20 @@ def model(toy_bundle):
 
     with weakseg.load(toy_bundle, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def freed_in(monkeypatch):
+    """Names of the threads that gave the memory of images back, once they have: of what the network sees of each."""
+    names, decode = [], Model.decode
+
+    def decode_and_watch(self, *args, **options):
+        decoded = decode(self, *args, **options)
+        weakref.finalize(decoded.prepared, lambda: names.append(threading.current_thread().name))
+        return decoded
+
+    monkeypatch.setattr(Model, "decode", decode_and_watch)
+    return names
 
 
 @pytest.fixture(scope="session")

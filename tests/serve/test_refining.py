@@ -339,16 +339,7 @@ def test_images_that_are_cut_short_are_not_held_until_a_thread_is_free(serving, 
 
 
 @pytest.mark.parametrize("budget", [{}, {"refine_budget_ms": 5.0, "load": endless}])
-def test_the_memory_of_a_refined_image_is_not_given_back_by_the_loop(serving, photo, png, monkeypatch, budget):
-    freed_in = []
-    decode = Model.decode
-
-    def decode_and_watch(self, *args, **options):
-        decoded = decode(self, *args, **options)
-        weakref.finalize(decoded.rgb, lambda: freed_in.append(threading.current_thread().name))
-        return decoded
-
-    monkeypatch.setattr(Model, "decode", decode_and_watch)
+def test_the_memory_of_a_refined_image_is_not_given_back_by_the_loop(serving, photo, png, freed_in, budget):
     running = serving(**budget)
     with stub_of(running) as stub:
         stub.Segment(request(png(photo)))

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import threading
-import weakref
 
 import grpc
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 from serve.repository import find_bundles
 from weakseg.cam import alpha_from_threshold
 from weakseg.classes import ClassTable
-from weakseg.model import Model
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 from weakseg.wire import cam01_from_heatmap, labels_from_mask
@@ -426,16 +424,7 @@ def test_after_a_storm_of_deadlines_and_cancellations_nothing_is_left(serving, c
         assert stub.Segment(message, timeout=LONG_S).timing.batch_size == 1
 
 
-def test_the_memory_of_an_image_is_not_given_back_by_the_loop(serving, colours, png, monkeypatch):
-    freed_in = []
-    decode = Model.decode
-
-    def decode_and_watch(self, *args, **options):
-        decoded = decode(self, *args, **options)
-        weakref.finalize(decoded.rgb, lambda: freed_in.append(threading.current_thread().name))
-        return decoded
-
-    monkeypatch.setattr(Model, "decode", decode_and_watch)
+def test_the_memory_of_an_image_is_not_given_back_by_the_loop(serving, colours, png, freed_in):
     running = serving()
     with stub_of(running) as stub:
         stub.Segment(request(png(colours)))
