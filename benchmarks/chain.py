@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.seam_ablation import parser_of_rows, recipe_of_row
-from training.recipes.wsss_mini import RECIPE as PLAIN
 from weakseg.files import atomic_folder
 from weakseg.presets import AFFINITY
 from weakseg.progress import Progress
@@ -50,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def recipe_of_chain(base: Recipe, row: str, seed: int) -> Recipe:
-    """The plain classifier has the maps that suit it: no PCM."""
+    """The plain classifier has the maps that suit it, those of the plain recipe of these images: no PCM."""
     recipe = recipe_of_row(base, row, seed)
-    return recipe if row == "seam" else replace(recipe, cam=PLAIN.cam)
+    plain = base.name.removeprefix("seam_").removesuffix("_full")
+    return recipe if row == "seam" else replace(recipe, cam=load_recipe(plain).cam)
 
 
 def with_irn(recipe: Recipe, folder: Path, beside: Path) -> None:
