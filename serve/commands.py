@@ -21,7 +21,7 @@ import tyro
 from serve.access import Access
 from serve.allocator import return_large_blocks
 from serve.logs import set_up
-from serve.repository import BundleFolder, find_bundles
+from serve.repository import BundleFolder, find_bundles, find_labels
 from serve.server import Server, loader, open_tracing, serve
 from serve.settings import ServeConfig, read_config, telling, toml_from_config
 from serve.tls import Certificates
@@ -74,10 +74,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:
-    """Open what a server would, but its ports, then print what it would be told; 1 when a bundle cannot be loaded.
+    """Open what a server would, but its ports, then print what it would be told; 1 when a bundle cannot be loaded, or
+    a label names none.
 
     Raises:
-        ConfigError: certificates, tokens or tracing that cannot be used.
+        ConfigError: certificates, tokens, labels or tracing that cannot be used.
     """
     Access(config.tokens)
     if config.tls is not None:
@@ -85,6 +86,11 @@ def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool
     if config.tracing:
         open_tracing().close()
     failures = {}
+    for name, labels in find_labels(folders).items():
+        there = {folder.version for folder in folders if folder.name == name}
+        for label, version in labels.versions.items():
+            if version not in there:
+                failures[f"{name}/{label}"] = f"the label names version {version}, there is {', '.join(sorted(there))}"
     for folder in folders:
         try:
             loader(config)(folder.path).close()

@@ -12,13 +12,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, TypeVar
 
 from serve.models import Entry, Key, Loaded, Models, ModelState, key_order
-from serve.repository import BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
+from serve.repository import CANARY, BundleFolder, Labels, bundle_stamp, find_labels, weight_bytes
 from weakseg.errors import (
     ConfigError,
     FoldersUnreadableError,
@@ -78,10 +79,12 @@ class Lifecycle:
         self._keep = keep
         self._out: set[Key] = set()  # what the operator has unloaded: as if it lay in no folder
         self._pinned: set[Key] = set()  # what the operator has loaded beyond `keep`
+        self._unmoved: set[tuple[str, str, str]] = set()  # labels of versions that do not answer: model, label, version
         self._changing = asyncio.Lock()
         self._task: asyncio.Task[Any] | None = None  # of the latest change
         folders = scan()
-        self.models.labels = find_labels(folders)
+        self._labels = find_labels(folders)  # as the files have them
+        self.models.labels = self._labels
         for folder in self._wanted(folders):
             self.models.by_key[_key(folder)] = Entry(folder)
 
@@ -144,7 +147,8 @@ class Lifecycle:
 
     async def _reload(self) -> None:
         folders = await _reading(self._scan)
-        self.models.labels = await _reading(find_labels, folders)
+        self._labels = await _reading(find_labels, folders)
+        self._move_labels()
         there = {_key(folder): folder for folder in folders if _key(folder) not in self._out}
         wanted = {_key(folder) for folder in self._wanted(folders)}
         if self._policy == "stop_first":
@@ -153,6 +157,7 @@ class Lifecycle:
             await self._refresh(self.models.by_key.setdefault(key, Entry(there[key])), there[key])
         for name in sorted({name for name, _ in (*wanted, *self.models.by_key)}):
             await self._replace(name, wanted, there)
+        self._tell_unmoved()
 
     async def _load_one(self, key: Key) -> Entry:
         folders = await _reading(self._scan)
@@ -211,11 +216,42 @@ class Lifecycle:
         found = []
         for folder in newest_first:
             rank[folder.name] += 1
-            labels = self.models.labels.get(folder.name, Labels({}))
+            labels = self._labels.get(folder.name, Labels({}))
             newest = not self._keep or rank[folder.name] <= self._keep
             if newest or folder.version in labels.versions.values() or _key(folder) in self._pinned:
                 found.append(folder)
         return found
+
+    def _move_labels(self) -> None:
+        """A label whose new version cannot answer stays where it was, as long as that version can.
+
+        Not `canary`: its share of the requests goes to `stable` then.
+        """
+        moved = {}
+        for name, labels in self._labels.items():
+            before, versions = self.models.labels.get(name, labels).versions, dict(labels.versions)
+            for label in versions.keys() & before.keys() - {CANARY}:
+                if not self._answers(name, versions[label]) and self._answers(name, before[label]):
+                    versions[label] = before[label]
+            moved[name] = replace(labels, versions=versions)
+        self.models.labels = moved
+
+    def _tell_unmoved(self) -> None:
+        unmoved = {
+            (name, label, version)
+            for name, labels in self._labels.items()
+            for label, version in labels.versions.items()
+            if not self._answers(name, version)
+        }
+        for name, label, version in sorted(unmoved - self._unmoved):
+            fields = {"model": name, "label": label, "version": version}
+            fields["kept"] = self.models.labels[name].versions[label] != version
+            log.error("label of a version that does not answer", extra={"fields": fields})
+        self._unmoved = unmoved
+
+    def _answers(self, name: str, version: str) -> bool:
+        entry = self.models.by_key.get((name, version))
+        return entry is not None and entry.loaded is not None
 
     async def close(self) -> None:
         """Also what a change under way has loaded; that one is given up."""
@@ -282,6 +318,7 @@ class Lifecycle:
 
     def _change(self, entry: Entry, state: ModelState) -> None:
         entry.state = state
+        self._move_labels()
         self.models.started = self.models.started or self.models.ready
         self._on_change(entry)
 

@@ -79,6 +79,7 @@ class Entry:
 class Models:
     """All versions of all models; serve/lifecycle.py makes them come and go. Belongs to one event loop.
 
+    labels: what they mean to requests; a file may say already what is not so yet.
     started: whether all were ready once.
     """
 
@@ -91,14 +92,20 @@ class Models:
     def ready(self) -> bool:
         """Whether a load balancer may send requests.
 
-        First when every model that the server started with can answer: one that failed keeps a new server out of
-        rotation, where it is noticed. From then on as long as every model that could answer has a version that can: one
-        that is being loaded for the first time, or cannot be, takes nothing from anybody.
+        First when every model that the server started with can answer, and what is labelled `stable` is one of them:
+        one that failed keeps a new server out of rotation, where it is noticed. From then on as long as every model
+        that could answer has a version that can: one that is being loaded for the first time, or cannot be, takes
+        nothing from anybody.
         """
         by_name: dict[str, list[bool]] = {}
         for entry in list(self.by_key.values()):  # at once: /readyz asks from another thread
             if not self.started or entry.loaded_at is not None:
                 by_name.setdefault(entry.name, []).append(entry.loaded is not None)
+        if not self.started:
+            for name, labels in self.labels.items():
+                if STABLE in labels.versions:
+                    stable = self.by_key.get((name, labels.versions[STABLE]))
+                    by_name.setdefault(name, []).append(stable is not None and stable.loaded is not None)
         enough = any if self.started else all
         return bool(by_name) and all(enough(answers) for answers in by_name.values())
 
@@ -141,7 +148,9 @@ class Models:
         found = versions.get(version) or versions.get(labels.versions.get(version, ""))
         if found is None:
             known = ", ".join([*versions, *labels.versions])
-            raise ModelNotFoundError(f"no version {version!r} of model {name!r}: there is {known}")
+            named = labels.versions.get(version)
+            asked = repr(version) if named is None else f"{named!r}, which is its {version!r},"
+            raise ModelNotFoundError(f"no version {asked} of model {name!r}: there is {known}")
         return found
 
     @contextmanager

@@ -282,6 +282,75 @@ async def test_labels_name_versions_and_share_out_requests(repository):
     assert {models.get("toy", "").version for _ in range(100)} == {"3"}, "a canary that cannot answer gets nothing"
 
 
+@pytest.mark.parametrize("content", ["damaged", None], ids=["damaged", "not there"])
+async def test_a_label_moves_when_its_version_can_answer(repository, caplog, content):
+    made = repository("toy/1")
+    labels = made.root / "toy" / "labels.toml"
+    labels.write_text('stable = "1"\n')
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    if content is not None:
+        made.put("toy/2", content)
+    labels.write_text('stable = "2"\n')
+    for _ in range(2):
+        await lifecycle.reload()
+        assert models.get("toy", "").version == models.get("toy", "stable").version == "1"
+    assert models.labels_of(models.get("toy", "1")) == ["stable"] and models.ready
+    (said,) = [record.fields for record in caplog.records if "label" in record.message]
+    assert said == {"model": "toy", "label": "stable", "version": "2", "kept": True}, "told once"
+    with pytest.raises(ModelNeededError, match="toy/1 is stable"):
+        await lifecycle.unload("toy", "1", force=False)
+
+    made.put("toy/2")
+    await lifecycle.load("toy", "2")
+    assert models.get("toy", "").version == "2" and models.labels_of(models.get("toy", "1")) == []
+
+
+async def test_a_label_that_moves_leaves_no_gap(repository):
+    made = repository("toy/1")
+    labels = made.root / "toy" / "labels.toml"
+    labels.write_text('stable = "1"\n')
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    answered = []
+
+    def changed(entry):
+        answered.append((entry.version, entry.state.name, models.get("toy", "").version))
+
+    lifecycle._on_change = changed
+    made.put("toy/2")
+    labels.write_text('stable = "2"\n')
+    await lifecycle.reload()
+    assert answered == [("2", "LOADING", "1"), ("2", "READY", "2")]
+
+
+async def test_a_label_follows_when_what_it_named_is_gone(repository):
+    made = repository("toy/1", "toy/3")
+    labels = made.root / "toy" / "labels.toml"
+    labels.write_text('stable = "1"\n')
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    made.put("toy/2", "damaged")
+    labels.write_text('stable = "2"\n')
+    made.remove("toy/1")
+    await lifecycle.reload()
+    assert models.get("toy", "").state is ModelState.FAILED, "not the newest: nobody has called that stable"
+
+
+async def test_a_server_is_not_ready_before_what_is_stable_answers(repository):
+    made = repository("toy/1")
+    labels = made.root / "toy" / "labels.toml"
+    labels.write_text('stable = "2"\n')
+    models, lifecycle = made.open()
+    await lifecycle.reload()
+    assert states(models) == {"toy/1": "READY"} and not models.ready
+    with pytest.raises(ModelNotFoundError, match="no version '2', which is its 'stable', of model 'toy': there is 1"):
+        models.get("toy", "")
+    made.put("toy/2")
+    await lifecycle.reload()
+    assert models.ready and models.get("toy", "").version == "2"
+
+
 async def test_a_version_with_a_label_is_kept(repository):
     made = repository("toy/1", "toy/2", "toy/3", keep=1)
     (made.root / "toy" / "labels.toml").write_text('stable = "1"\n')

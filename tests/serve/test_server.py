@@ -210,6 +210,14 @@ def test_check_loads_the_bundles_prints_the_settings_and_opens_no_port(toy_bundl
     assert main(["serve", "--check", "--bundle", str(toy_bundle), *missing]) == 2
     assert "expected a file of tokens" in capsys.readouterr().err
 
+    models = shutil.copytree(toy_bundle.parents[1], tmp_path / "models")
+    (models / "toy" / "labels.toml").write_text('stable = "1"\ncanary = "9"\n')
+    assert main(["serve", "--check", "--models", str(models)]) == 1
+    assert "toy/canary: the label names version 9, there is 1" in capsys.readouterr().err
+    (models / "toy" / "labels.toml").write_text("stable = 1\n")
+    assert main(["serve", "--check", "--models", str(models)]) == 2
+    assert "labels.toml: expected a version as text" in capsys.readouterr().err
+
 
 def test_demo_serves_the_newest_bundle_and_makes_one_where_there_is_none(tmp_path, monkeypatch, capsys):
     made = []
