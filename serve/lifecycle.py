@@ -244,8 +244,8 @@ class Lifecycle:
             if not self._answers(name, version)
         }
         for name, label, version in sorted(unmoved - self._unmoved):
-            fields = {"model": name, "label": label, "version": version}
-            fields["kept"] = self.models.labels[name].versions[label] != version
+            kept = self.models.labels[name].versions[label] != version
+            fields = {"model": name, "label": label, "version": version, "kept": kept}
             log.error("label of a version that does not answer", extra={"fields": fields})
         self._unmoved = unmoved
 
