@@ -168,12 +168,12 @@ class Batcher:
             run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
             beside: the same on one core, for while others run; None = nothing may run beside it.
             most: images of its batch, at least 1 and at most `max_batch`, if that should be fewer.
-            deadline: on the clock of `time.monotonic`.
+            deadline: until when its batch must have started, on the clock of `time.monotonic`.
             priority: bulk gives way to interactive, as the class says.
             member: for `BatchRecord.members`.
         Raises:
             QueueFullError: `limit` images wait already.
-            DeadlineTooShortError: the deadline passed before a batch could start.
+            DeadlineTooShortError: no batch could start in time.
         """
         if self._dispatcher is None or self._dispatcher.done():
             raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
@@ -266,7 +266,7 @@ class Batcher:
                 self._remove(lane, item)
                 waited_ms = (now - item.arrived) * 1000
                 item.answer.set_exception(
-                    DeadlineTooShortError(f"the deadline passed after {waited_ms:.0f} ms in the queue: allow more time")
+                    DeadlineTooShortError(f"too little time is left after {waited_ms:.0f} ms in the queue: allow more")
                 )
 
     async def _execute(self, key: Key, items: list[_Item], shares: bool) -> None:

@@ -31,6 +31,7 @@ from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
 from serve.drift import Windows
 from serve.image_memory import ImageMemory, Lease
 from serve.metrics import Metrics
+from serve.pace import Pace
 from serve.refining import Refiners
 from weakseg.errors import (
     DataError,
@@ -127,6 +128,7 @@ class Pipeline:
     ) -> None:
         self.admission = admission
         self.windows = Windows()
+        self.pace = Pace()
         self.refiners = refiners
         self.image_memory = ImageMemory(image_memory_bytes, bulk_wait_s, metrics.set_image_memory)
         self._metrics = metrics
@@ -254,6 +256,9 @@ class Pipeline:
         key = (job.name, job.version, graph, job.model, outputs, decoded.prepared.shape)
         run = partial(job.model.runner.run, graph, outputs=outputs)
         beside = None if job.model.beside is None else partial(job.model.beside.run, graph, outputs=outputs)
+        deadline = job.deadline
+        if deadline is not None:
+            deadline -= self.pace.expected_s(job.model, (graph, decoded.prepared.shape), monotonic())
         try:
             return await self._batcher.submit(
                 key,
@@ -261,7 +266,7 @@ class Pipeline:
                 run,
                 beside,
                 most=self._most_of(job.model, decoded.prepared),
-                deadline=job.deadline,
+                deadline=deadline,
                 priority=job.priority,
                 member=job.trace,
             )
@@ -357,8 +362,10 @@ class Pipeline:
                 raise
 
     def _count_batch(self, record: BatchRecord) -> None:
-        name, version, graph, model, *_ = record.key
+        name, version, graph, model, _, shape = record.key
         self.admission.breakers.ended(model, record.error)
+        if record.error is None:
+            self.pace.ran(model, (graph, shape), record.seconds, monotonic())
         self._metrics.executions.labels(name, version).inc()
         self._metrics.images.labels(name, version).inc(record.size)
         self._metrics.batch_size.labels(name, version).observe(record.size)

@@ -5,12 +5,14 @@ import io
 import json
 import shutil
 import threading
+import time
 
 import grpc
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve.pace import LATEST, LEAST
 from serve.repository import find_bundles
 from weakseg.cam import alpha_from_threshold
 from weakseg.classes import ClassTable
@@ -366,6 +368,30 @@ def test_a_call_whose_deadline_passes_in_the_queue_never_reaches_the_network(ser
     # The client may tell the server that it gave up just before the server's own clock says so.
     codes = ("DEADLINE_EXCEEDED", "CANCELLED")
     assert sum(running.sample("weakseg_requests_total", model="toy", version="1", code=code) for code in codes) == 1
+
+
+def test_a_call_with_less_time_than_an_execution_takes_never_reaches_the_network(serving, colours, png):
+    running = serving()
+    pace, runner = running.server.pipeline.pace, running.runner
+    kind = ("segmentation", colours.shape)
+    with stub_of(running) as stub:
+        for _ in range(LEAST):
+            stub.Segment(request(png(colours)), timeout=LONG_S)
+        (entry,) = running.server.models.entries()
+        assert 0 < pace.expected_s(entry.model, kind, time.monotonic()) < LONG_S, "as executions have shown"
+        for _ in range(LATEST):
+            pace.ran(entry.model, kind, 2 * LONG_S, time.monotonic())
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Segment(request(png(colours)), timeout=LONG_S)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "too little time is left" in raised.value.details()
+        assert (
+            len(runner.batches) == LEAST and running.sample("weakseg_rejected_total", reason="DEADLINE_TOO_SHORT") == 1
+        )
+        stub.Segment(request(png(colours)))
+        small = colours[:8, :8]
+        stub.Segment(request(png(small)), timeout=LONG_S)
+    assert len(runner.batches) == LEAST + 2, "who has no deadline, or another size, is answered"
 
 
 def test_a_client_that_goes_away_ends_its_stream(serving, colours, png):
