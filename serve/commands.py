@@ -118,6 +118,7 @@ def demo_bundle(bundles: Path) -> Path:
 
 def print_hint(server: Server) -> None:
     host = "localhost" if server.config.host in ("0.0.0.0", "::") else server.config.host
+    host = f"[{host}]" if ":" in host else host
     print(
         f"gRPC on port {server.port}, metrics on http://{host}:{server.metrics_port}/metrics; try:\n"
         f"  weakseg predict IMAGE --endpoint {host}:{server.port} --output masks",

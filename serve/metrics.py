@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import socketserver
 import threading
 from collections import deque
@@ -156,8 +157,9 @@ class MetricsServer:
         try:
             self._server = _Server((host, port), handler)
         except OSError as error:
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise ConfigError(
-                f"cannot listen on {host}:{port} for metrics: {error.strerror or error}; "
+                f"cannot listen on {address} for metrics: {error.strerror or error}; "
                 "stop what uses the port or choose another with --metrics-port"
             ) from error
         self.port: int = self._server.server_address[1]
@@ -173,7 +175,13 @@ class MetricsServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
     def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:  # `::` is every address, IPv4's, too, as it is to gRPC
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         # HTTPServer's own looks its name up in the DNS, which can take many seconds where there is none.
         socketserver.TCPServer.server_bind(self)
 
