@@ -117,6 +117,7 @@ class Pipeline:
         admission: Admission,
         *,
         threads: int,
+        runner_threads: int,
         max_batch: int,
         max_delay_s: float,
         bulk_wait_s: float,
@@ -140,7 +141,7 @@ class Pipeline:
         self._bulk_slots = {pool: asyncio.Semaphore(threads) for pool in (self._decoders, self._finishers)}
         # The batcher's own bound is never met from here: a request waits for one graph at a time.
         self._batcher = Batcher(
-            workers=threads,
+            workers=runner_threads,
             max_batch=max_batch,
             max_delay_s=max_delay_s,
             limit=admission.most,
@@ -265,18 +266,13 @@ class Pipeline:
                 decoded.prepared,
                 run,
                 beside,
-                most=self._most_of(job.model, decoded.prepared),
+                most=most_of(job.model, decoded.prepared.shape, self._max_batch),
                 deadline=deadline,
                 priority=job.priority,
                 member=job.trace,
             )
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
-
-    def _most_of(self, model: Model, prepared: NDArray[np.uint8]) -> int:
-        """Images of a batch: on a CPU, large ones are faster one by one."""
-        height, width, _ = prepared.shape
-        return CPU_BATCH_PIXELS // (height * width) if model.runner.provider == ON_CPU else self._max_batch
 
     def _look(self, job: Job) -> int:
         """`_need` of what may be a file. In a thread: only to copy 30 MiB out of a message takes milliseconds."""
@@ -387,6 +383,13 @@ class Pipeline:
         self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
         if stage != "queue":
             self.admission.worked(seconds)
+
+
+def most_of(model: Model, shape: tuple[int, ...], max_batch: int) -> int:
+    """Images of this (height, width, ...) in a batch: on a CPU, large ones are faster one by one."""
+    if model.runner.provider != ON_CPU:
+        return max_batch
+    return max(1, min(CPU_BATCH_PIXELS // (shape[0] * shape[1]), max_batch))
 
 
 async def _of_nth(i: int, step: Callable[..., Awaitable[T]], *args: Any) -> T:

@@ -16,6 +16,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics, MetricsServer
 from serve.models import Entry, Models, ModelState
 from serve.oip import InferenceService
-from serve.pipeline import Pipeline
+from serve.pipeline import Pipeline, most_of
 from serve.ports import listen
 from serve.rate_limit import RateLimit
 from serve.refining import Refiners
@@ -84,7 +85,7 @@ class Server:
         self.admin_port: int | None = None
         self.metrics = Metrics()
         self.tracing = open_tracing() if config.tracing else None
-        self.threads = config.threads or usable_cpus()
+        self.threads = runner_threads(config)
         self.admission = Admission(
             self.metrics,
             RateLimit(config.rate_limit, config.rate_burst),
@@ -96,14 +97,17 @@ class Server:
         self.pipeline = Pipeline(
             self.metrics,
             self.admission,
-            threads=self.threads,
+            threads=config.threads or usable_cpus(),
+            runner_threads=self.threads,
             max_batch=config.max_batch,
             max_delay_s=config.max_delay_ms / 1000,
             bulk_wait_s=config.bulk_wait_s,
             execution_timeout_s=config.execution_timeout_s or None,
             max_pixels=config.max_pixels,
             image_memory_bytes=config.image_memory_mib * 2**20,
-            refiners=Refiners(config.refine_threads or self.threads, config.refine_budget_ms / 1000 or None),
+            refiners=Refiners(
+                config.refine_threads or config.threads or usable_cpus(), config.refine_budget_ms / 1000 or None
+            ),
             tracing=self.tracing,
         )
         self.models = Models()
@@ -318,8 +322,14 @@ def open_tracing() -> Tracing:
     return tracing_from_environment()
 
 
+def runner_threads(config: ServeConfig) -> int:
+    """Threads of the network: on two cores, eight take several times as long as two."""
+    return min(config.threads or usable_cpus(), usable_cpus())
+
+
 def loader(config: ServeConfig) -> Callable[[Path], Model]:
-    """`weakseg.load` as configured, and every graph run once: the first request should not wait for kernels.
+    """`weakseg.load` as configured, and every graph run, on one image and on as many as go through it together: the
+    first request should not wait for kernels, nor the first batch.
 
     A bundle that loads and cannot run is told now, before anybody asks.
     """
@@ -330,15 +340,15 @@ def loader(config: ServeConfig) -> Callable[[Path], Model]:
             runtime=config.runtime,
             provider=config.provider,
             precision=config.precision,
-            threads=config.threads or usable_cpus(),
+            threads=runner_threads(config),
             public_key=config.public_key,
             beside=config.side_by_side,
         )
         for width, height in config.warm_up_sizes:
             shape = fitted_size(height, width, replace(model.manifest.input, policy="fit"))
-            for graph in model.manifest.graphs:
+            for n, graph in product(sorted({1, most_of(model, shape, config.max_batch)}), model.manifest.graphs):
                 for runner in filter(None, (model.runner, model.beside)):
-                    runner.run(graph, np.zeros((1, *shape, 3), np.uint8))
+                    runner.run(graph, np.zeros((n, *shape, 3), np.uint8))
         return model
 
     return load

@@ -62,7 +62,9 @@ class ServeConfig(BaseModel):
     execution_timeout_s: NotNegative = 120.0  # of a batch in a network; then it is given up as hung; 0 = never
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     side_by_side: bool = True  # on CPUs, when busy: images go through networks on one core each; takes weights twice
-    threads: Positive | None = None  # for the network, and as many again for decoding and masks; None = all usable
+    threads: Positive | None = (
+        None  # for the network (usable cores at most), and again for decoding and masks; None = all
+    )
     refine_threads: Positive | None = None  # for CRF and random walk alone; None = as many as `threads`
     refine_budget_ms: NotNegative = 0.0  # then an interactive request gets the mask without them; 0 = all they need
     runtime: str = "onnxruntime"

@@ -3,28 +3,36 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import serve.server
+import weakseg
 from serve import commands
 from serve.logs import JsonFormatter, TextFormatter
 from serve.models import ModelState
+from serve.pipeline import most_of
 from serve.repository import BundleFolder
-from serve.server import Server
+from serve.server import Server, loader
 from serve.settings import ServeConfig
 from weakseg import signature
 from weakseg.cli import main
 from weakseg.client import Client
 from weakseg.errors import ConfigError
+from weakseg.model import ON_CPU
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -132,6 +140,88 @@ def test_a_port_in_use_is_a_clear_error(shared_serving, toy_bundle, capsys, serv
     flags = ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0"]
     assert main(["serve", *flags]) == 2
     assert "--port" in capsys.readouterr().err
+
+
+def has_ipv6():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize(("host", "asked"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_both_ports_listen_on_ipv6(serving, colours, capsys, host, asked):
+    server = serving(host=host).server
+    for address in asked:
+        with Client(f"{address}:{server.port}") as client:
+            assert client.segment(colours).mask.shape == colours.shape[:2]
+        assert urlopen(f"http://{address}:{server.metrics_port}/livez").status == 200
+    commands.print_hint(server)
+    hinted = "[::1]" if host == "::1" else "localhost"
+    assert f"http://{hinted}:{server.metrics_port}/metrics" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=re.escape(f"[{host}]:{server.metrics_port} for metrics")):
+        serving(host=host, metrics_port=server.metrics_port)
+
+
+class Recorder:
+    """A runner that remembers what it was given; `provider` says where it runs."""
+
+    def __init__(self, provider):
+        self.provider = provider
+        self.runs = []
+
+    def run(self, graph, images, outputs=None):
+        self.runs.append((graph, images.shape))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("provider", "sizes", "batches"),
+    [
+        (ON_CPU, ("56x40",), {(1, 40, 56), (8, 40, 56)}),
+        (ON_CPU, ("20000x20000", "40x56"), {(1, 64, 64), (8, 64, 64), (1, 56, 40), (8, 56, 40)}),
+        ("CUDAExecutionProvider", ("64x64",), {(1, 64, 64), (8, 64, 64)}),
+        (ON_CPU, (), set()),
+    ],
+)
+def test_every_graph_is_run_on_one_image_and_on_a_whole_batch_of_each_size(
+    toy_bundle, monkeypatch, provider, sizes, batches
+):
+    made, load = [], weakseg.load
+
+    def load_recorded(path, **options):
+        model = load(path, **options)
+        model.runner.close()
+        model.runner = Recorder(provider)
+        made.append(options["threads"])
+        return model
+
+    monkeypatch.setattr(weakseg, "load", load_recorded)
+    monkeypatch.setattr(serve.server, "usable_cpus", lambda: 3)
+    model = loader(ServeConfig(threads=64, warm_up=sizes, side_by_side=False))(toy_bundle)
+    expected = {(graph, (*batch, 3)) for graph in model.manifest.graphs for batch in batches}
+    assert set(model.runner.runs) == expected and len(model.runner.runs) == len(expected)
+    assert made == [3], "a thread too many slows all of them down"
+
+
+def test_large_images_are_warmed_up_one_by_one_on_a_cpu():
+    model = SimpleNamespace(runner=Recorder(ON_CPU))
+    assert most_of(model, (256, 256, 3), 8) == 1 and most_of(model, (512, 512, 3), 8) == 1
+    assert most_of(model, (128, 128, 3), 8) == 4 and most_of(model, (8, 8, 3), 8) == 8
+    assert most_of(SimpleNamespace(runner=Recorder("CUDAExecutionProvider")), (512, 512, 3), 8) == 8
+
+
+def test_more_threads_than_cores_decode_and_do_not_compute(serving, monkeypatch):
+    monkeypatch.setattr(serve.server, "usable_cpus", lambda: 2)
+    running = serving(threads=5)
+    pipeline = running.server.pipeline
+    assert (pipeline._batcher._workers, pipeline._decoders._max_workers) == (2, 5)
+    (info,) = running.server.metrics.model_info.collect()
+    assert {sample.labels["threads"] for sample in info.samples} == {"2"}
 
 
 def test_reflection_only_on_demand(serving):
