@@ -47,7 +47,7 @@ class ServeConfig(BaseModel):
     load_policy: Literal["swap", "stop_first"] = "swap"  # load what is new beside what it replaces, or after it
     keep_versions: Annotated[int, Field(ge=0)] = 0  # newest versions of each model, and those with a label; 0 = all
     warm_up: Annotated[tuple[str, ...], NoDecode] = ("500x375",)  # sizes of images that a loaded model is run on first
-    host: str = "0.0.0.0"
+    host: str = "0.0.0.0"  # where the ports for gRPC and metrics listen; 127.0.0.1 = for this machine alone
     port: Port = 8500  # gRPC; 0 = a free one
     metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
     admin_port: Port | None = None  # gRPC: load and unload models, set the log level; 0 = a free one, None = closed
@@ -62,12 +62,10 @@ class ServeConfig(BaseModel):
     execution_timeout_s: NotNegative = 120.0  # of a batch in a network; then it is given up as hung; 0 = never
     stream_in_flight: Positive = 8  # requests of one stream that are worked on at once
     side_by_side: bool = True  # on CPUs, when busy: images go through networks on one core each; takes weights twice
-    threads: Positive | None = (
-        None  # for the network (usable cores at most), and again for decoding and masks; None = all
-    )
+    threads: Positive | None = None  # for the network (at most the usable cores), decoding, masks; None = all usable
     refine_threads: Positive | None = None  # for CRF and random walk alone; None = as many as `threads`
     refine_budget_ms: NotNegative = 0.0  # then an interactive request gets the mask without them; 0 = all they need
-    runtime: str = "onnxruntime"
+    runtime: str = "onnxruntime"  # or openvino, tensorrt, tensorrt-rtx; see docs/export.md
     provider: str | None = None  # of the runtime: onnxruntime's cpu, cuda or tensorrt; None = its own choice
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"  # of the graphs that have it; others stay fp32
     public_key: Path | None = None  # PEM file: one of its keys must have signed each bundle; None = unsigned ones, too
@@ -86,8 +84,8 @@ class ServeConfig(BaseModel):
     tracing: bool = False  # send OpenTelemetry spans to where the OTEL_* variables say; extra `tracing`
     drain_delay_s: NotNegative = 5.0  # after SIGTERM: how long to go on as before while load balancers notice
     drain_grace_s: NotNegative = 30.0  # how long requests in the server may then take to finish
-    log_format: Literal["json", "text"] = "json"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"  # an object a line, or text for people; to stderr
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # debug: every call, info: every image
 
     @property
     def tls(self) -> TlsFiles | None:
