@@ -63,6 +63,8 @@ def response_from_answer(
         timing=pb.Timing(
             **{stage: duration_from_seconds(seconds) for stage, seconds in answer.seconds.items()},
             batch_size=answer.batch_size,
+            max_batch_size=answer.max_batch_size,
+            max_batch_delay=duration_from_seconds(answer.max_batch_delay_s),
         ),
     )
     response.timing.encode.CopyFrom(duration_from_seconds(monotonic() - started))

@@ -183,6 +183,8 @@ def response_from_answers(
             tensor.parameters["refinement_cut_short"].bool_param = cut_short
     response.parameters["model_sha256"].string_param = results[0].model_sha256
     response.parameters["batch_size"].int64_param = min(answer.batch_size for answer in answers)
+    response.parameters["max_batch_size"].int64_param = min(answer.max_batch_size for answer in answers)
+    response.parameters["max_batch_delay_ms"].double_param = round(answers[0].max_batch_delay_s * 1000, 3)
     seconds = {stage: max(answer.seconds[stage] for answer in answers) for stage in _STAGES[:-1]}
     seconds["encode"] = monotonic() - started
     for stage in _STAGES:

@@ -97,11 +97,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """seconds: queue, decode, infer, postprocess. batch_size: of several graphs, the smallest."""
+    """seconds: queue, decode, infer, postprocess. batch_size: of several graphs, the smallest.
+
+    max_batch_size, max_batch_delay_s: what it might have been, and how long it might have been waited for.
+    """
 
     result: Result
     seconds: dict[str, float]
     batch_size: int
+    max_batch_size: int
+    max_batch_delay_s: float
 
 
 class ModelRunError(Exception):
@@ -133,7 +138,7 @@ class Pipeline:
         self.refiners = refiners
         self.image_memory = ImageMemory(image_memory_bytes, bulk_wait_s, metrics.set_image_memory)
         self._metrics = metrics
-        self._max_batch = max_batch
+        self._max_batch, self._max_delay_s = max_batch, max_delay_s
         self._max_pixels = max_pixels
         self._tracing = tracing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -340,7 +345,8 @@ class Pipeline:
             "infer": sum(run.infer_s for run in runs.values()),
             "postprocess": self._end(job, "postprocess", started),
         }
-        return Answer(result, seconds, min(run.batch_size for run in runs.values()))
+        most = most_of(job.model, decoded.prepared.shape, self._max_batch)
+        return Answer(result, seconds, min(run.batch_size for run in runs.values()), most, self._max_delay_s)
 
     def _encode(self, job: Job, encode: Callable[[U], T], answered: U) -> T:
         started = monotonic()

@@ -230,6 +230,7 @@ def test_what_a_response_says_about_itself(stub, model, colours, png):
     parameters = response.parameters
     assert parameters["model_sha256"].string_param == model.bundle.sha256
     assert parameters["batch_size"].int64_param == 1
+    assert (parameters["max_batch_size"].int64_param, parameters["max_batch_delay_ms"].double_param) == (8, 0.0)
     for stage in ("queue", "decode", "infer", "postprocess", "encode"):
         assert 0 <= parameters[f"{stage}_ms"].double_param < LONG_S * 1000
     assert parameters["infer_ms"].double_param > 0
@@ -249,7 +250,7 @@ def test_above_254_classes_masks_are_16_bit():
     classes = ClassTable(tuple(f"c{i}" for i in range(300)))
     labels = np.random.default_rng(0).integers(0, 301, (4, 5)).astype(np.uint16)
     result = Result(classes, voc_palette(), 4, 5, segmentation=labels, model="many/1")
-    answers = [Answer(result, dict.fromkeys(("queue", "decode", "infer", "postprocess"), 0.0), batch_size=1)]
+    answers = [Answer(result, dict.fromkeys(("queue", "decode", "infer", "postprocess"), 0.0), 1, 8, 0.002)]
     for raw in (True, False):
         options = Options(("segmentation",), raw)
         response, _ = response_from_answers(answers, id_="", options=options, limit_bytes=10_000)

@@ -308,6 +308,17 @@ def test_images_of_different_sizes_do_not_share_a_batch(serving, colours, png):
     assert sizes == [1, 2, 1, 2]
 
 
+def test_a_response_says_what_its_batch_might_have_been(serving, png):
+    running = serving(max_batch=16, max_delay_ms=2.5)
+    with stub_of(running) as stub:
+        timing = stub.Segment(request(png(np.zeros((64, 64, 3), np.uint8)))).timing
+    assert (timing.batch_size, timing.max_batch_size, timing.max_batch_delay.nanos) == (1, 16, 2_500_000)
+    running = serving(max_batch=32)
+    with stub_of(running) as stub:
+        timing = stub.Segment(request(png(np.zeros((64, 64, 3), np.uint8)))).timing
+    assert timing.max_batch_size == 16, "of 65536 pixels on a CPU"
+
+
 def test_images_that_wait_for_a_version_that_is_replaced_get_the_one_they_asked(
     serving, toy_bundle, tmp_path, colours, png
 ):

@@ -813,8 +813,14 @@ class Timing(google.protobuf.message.Message):
     POSTPROCESS_FIELD_NUMBER: builtins.int
     BATCH_SIZE_FIELD_NUMBER: builtins.int
     ENCODE_FIELD_NUMBER: builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
+    MAX_BATCH_DELAY_FIELD_NUMBER: builtins.int
     batch_size: builtins.int
     """Images that went through the network together; of several graphs, the smallest."""
+    max_batch_size: builtins.int
+    """Most images of this size that go through the network together. Where `batch_size` is less, no more of the same model, outputs,
+    size and priority came within `max_batch_delay`; or a batch of them failed, and was run again one by one.
+    """
     @property
     def queue(self) -> google.protobuf.duration_pb2.Duration:
         """Waiting for a batch and for the model."""
@@ -835,6 +841,10 @@ class Timing(google.protobuf.message.Message):
     def encode(self) -> google.protobuf.duration_pb2.Duration:
         """From arrays to PNG, RLE or raw bytes."""
 
+    @property
+    def max_batch_delay(self) -> google.protobuf.duration_pb2.Duration:
+        """Longest time for which the first image of a batch waits for others while the network is free."""
+
     def __init__(
         self,
         *,
@@ -844,9 +854,11 @@ class Timing(google.protobuf.message.Message):
         postprocess: google.protobuf.duration_pb2.Duration | None = ...,
         batch_size: builtins.int = ...,
         encode: google.protobuf.duration_pb2.Duration | None = ...,
+        max_batch_size: builtins.int = ...,
+        max_batch_delay: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["decode", b"decode", "encode", b"encode", "infer", b"infer", "postprocess", b"postprocess", "queue", b"queue"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "decode", b"decode", "encode", b"encode", "infer", b"infer", "postprocess", b"postprocess", "queue", b"queue"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["decode", b"decode", "encode", b"encode", "infer", b"infer", "max_batch_delay", b"max_batch_delay", "postprocess", b"postprocess", "queue", b"queue"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["batch_size", b"batch_size", "decode", b"decode", "encode", b"encode", "infer", b"infer", "max_batch_delay", b"max_batch_delay", "max_batch_size", b"max_batch_size", "postprocess", b"postprocess", "queue", b"queue"]) -> None: ...
 
 global___Timing = Timing
 
