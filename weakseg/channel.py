@@ -136,6 +136,9 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     methods = [{"service": SERVICE, "method": method} for method in ("Segment", "GetModel", "ListModels")]
     config = {
         "methodConfig": [{"name": methods, "retryPolicy": retry}],
+        # Fifty failures beyond a tenth of the successes, and calls are not tried again until the servers are better:
+        # to ask four times would keep them from it (github.com/grpc/proposal/blob/master/A6-client-retries.md).
+        "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
         "loadBalancingConfig": [{"round_robin": {}}],
     }
     return [

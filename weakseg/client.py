@@ -53,7 +53,8 @@ class Client:
 
     Args:
         target: "host:port", or any gRPC name: "dns:///weakseg:8500" is balanced over all its addresses.
-        model: "name" or "name/version"; None = the only model there is, its newest version.
+        model: "name", "name/version" or "name/label"; None = the only model there is. Without a version it is the one
+            labelled "stable", or else the newest.
         timeout_s: for each call, retries included; streams have none.
         max_message_bytes: largest request and response; the server has its own, `ModelInfo.max_message_bytes`.
         access: TLS and tokens, see `weakseg.channel.AccessOptions`.

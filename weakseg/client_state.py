@@ -41,9 +41,10 @@ class KnownModel:
         return info
 
     def forget(self) -> bool:
-        """Whether there was something to forget, and another version may be there to learn about."""
+        """Whether there was something to forget, and another version may be there to learn about: where none was asked
+        for, or a label, which moves."""
         known, self.info = self.info, None
-        return known is not None and not self.ref.version
+        return known is not None and known.version != self.ref.version
 
     def check(self, response: pb.SegmentResponse, info: ModelInfo) -> ModelInfo:
         """`info`, unless the model that answered is another one under the same name and version."""

@@ -5,13 +5,17 @@ import contextlib
 import gc
 import io
 import itertools
+import json
+import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from concurrent import futures
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -22,6 +26,7 @@ from PIL import Image
 
 import weakseg
 from serve.interceptors import status_from_error
+from serve.repository import find_bundles
 from serve.requests import image_from_message
 from weakseg import errors
 from weakseg.client import AsyncClient, Client
@@ -527,6 +532,25 @@ def test_a_newer_version_is_found_when_the_known_one_is_gone(serving, colours):
             pinned.segment(colours)
 
 
+def test_a_label_is_followed_when_the_version_it_named_is_gone(serving, toy_bundle, colours, tmp_path):
+    for version in ("1", "2"):
+        folder = shutil.copytree(toy_bundle, tmp_path / "toy" / version)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    labels = tmp_path / "toy" / "labels.toml"
+    labels.write_text('stable = "1"\n')
+    running = serving(folders=lambda: find_bundles([], tmp_path))
+    with Client(running.target, model="toy/stable") as client, Client(running.target, model="toy/1") as pinned:
+        assert client.segment(colours).model == pinned.segment(colours).model == "toy/1"
+        labels.write_text('stable = "2"\n')
+        running.call(running.server.lifecycle.reload())
+        assert client.segment(colours).model == "toy/1", "masks of one job are of one version"
+        running.call(running.server.lifecycle.unload("toy", "1", force=False))
+        assert client.segment(colours).model == "toy/2"
+        with pytest.raises(errors.ModelNotFoundError):
+            pinned.segment(colours)
+
+
 def test_a_model_replaced_under_its_name_is_noticed(serving, colours):
     running = serving()
     with Client(running.target) as client:
@@ -673,6 +697,34 @@ def test_unavailable_is_not_tried_for_ever():
         with pytest.raises(errors.ServiceError):
             client.models()
         assert servicer.calls == 4
+
+
+def test_calls_go_round_all_addresses_of_a_name(serving, colours):
+    servers = [serving(), serving()]
+    n_answered = [partial(one.sample, "weakseg_requests_total", model="toy", version="1", code="OK") for one in servers]
+    with Client("ipv4:" + ",".join(one.target for one in servers)) as client:
+        give_up = time.monotonic() + LONG_S
+        while not all(n() for n in n_answered):
+            assert time.monotonic() < give_up, "one server is asked and never the other"
+            client.segment(colours)
+        before = [n() for n in n_answered]
+        for _ in range(10):
+            client.segment(colours)
+        assert [n() - was for n, was in zip(n_answered, before, strict=True)] == [5, 5]
+    with Client(f"dns:///localhost:{servers[0].server.port}") as client:
+        client.segment(colours)
+
+
+def test_where_all_servers_fail_most_calls_are_tried_once():
+    with flaky(10**6) as (servicer, target), Client(target) as client:
+
+        def call(_):
+            with pytest.raises(errors.ServiceError):
+                client.models()
+
+        with futures.ThreadPoolExecutor(20) as pool:
+            list(pool.map(call, range(60)))
+        assert 60 < servicer.calls <= 60 + 50
 
 
 def test_the_example(shared_serving, colours, tmp_path):
