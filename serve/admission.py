@@ -1,7 +1,7 @@
 """Who gets in: so many requests at once, whatever step they are at, so memory is bounded; one more is refused at once.
 
 Of bulk requests at most `bulk_limit` are inside: they are refused while there are places for others. Nobody gets in
-during a drain, beyond the rate of one client, or for a model that only fails.
+during a drain, beyond the rate of one client, for a model that only fails, or who does not read his answers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from serve.batcher import Priority
 from serve.breaker import Breakers
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
+from serve.unread import Unread
 from weakseg.errors import DrainingError, OutOfMemoryError, QueueFullError
 from weakseg.memory import lacks_memory
 from weakseg.model import Model
@@ -28,6 +29,7 @@ class Admission:
     Args:
         queue_limit: requests beyond one batch. adaptive: admit fewer, see serve/adaptive_limit.py.
         bulk_share: of these, that bulk requests may take.
+        unread_bytes: of answers that are not read, see serve/unread.py.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Admission:
         max_batch: int,
         adaptive: bool,
         bulk_share: float,
+        unread_bytes: int,
     ) -> None:
+        self.unread = Unread(unread_bytes, metrics.unread_bytes.set)
         self.most = queue_limit + max_batch
         self.inflight = 0
         self.inflight_bulk = 0
@@ -61,6 +65,7 @@ class Admission:
             OutOfMemoryError: instead of whatever said so on the way.
         """
         self._check_open()
+        self.unread.check()
         more = "one" if n == 1 else str(n)
         if self.inflight + n > self.limit:
             raise QueueFullError(f"expected at most {self.limit} requests at once, got {more} more: try again later")
@@ -92,9 +97,10 @@ class Admission:
         """A request whose answer is known: it takes no place, but counts for the rate limit.
 
         Raises:
-            DrainingError, RateLimitedError
+            DrainingError, QueueFullError, RateLimitedError
         """
         self._check_open()
+        self.unread.check()
         self._rate_limit.take(CLIENT.get(), monotonic())
 
     def worked(self, seconds: float) -> None:

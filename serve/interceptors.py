@@ -241,7 +241,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def _messages(self, context: Any, client: str) -> AsyncIterator[Any]:
         """The requests of a stream; raises QueueFullError, and what `readable` does."""
         while (message := await self._idle_calls.wait(context.read(), client)) is not EOF:
-            yield readable(message)
+            given = [message]
+            del message  # not held while the next one is waited for
+            yield readable(given.pop())
 
     async def _news(self, responses: AsyncIterator[Any], client: str) -> AsyncIterator[Any]:
         """The responses of a call that watches something: nothing is done for it in between."""

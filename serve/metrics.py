@@ -74,6 +74,7 @@ class Metrics:
         self.inflight = self._gauge("weakseg_inflight", "Requests in the server")
         self.image_memory_bytes = self._gauge("weakseg_image_memory_bytes", "Memory taken for the pixels of images")
         self.image_memory_waiting = self._gauge("weakseg_image_memory_waiting", "Requests that wait for such memory")
+        self.unread_bytes = self._gauge("weakseg_unread_bytes", "Memory of answers that clients have not read yet")
         self.rejected = self._counter("weakseg_rejected_total", "Images without an answer, by reason", ("reason",))
         self.refinements_cut = self._counter(
             "weakseg_refinements_cut_short_total", "Pseudo-masks without the refinement asked for", model

@@ -120,8 +120,10 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
 
                 limit_bytes = self._config.max_message_bytes
                 encode = partial(response_from_answers, id_=request.id, options=options, limit_bytes=limit_bytes)
-                response, outcome.response_bytes = await self._pipeline.segment_all(jobs, check, encode)
+                response, size = await self._pipeline.segment_all(jobs, check, encode)
+                outcome.response_bytes = size
             outcome.fields |= {"images": len(images), **_fields(response)}
+        self._pipeline.admission.unread.until_sent(size, context)
         return response
 
     def _describe(self, entry: Entry, model: Model) -> oip.ModelMetadataResponse:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # an extra
 
 WATCH_EVERY_S = 0.5
 MORE_HUNG = 2  # executions that were given up and have not ended, beyond as many as run at once
+UNREAD_SHARE = 2  # of the memory for images: one client, who may have a quarter and what is inside, is not all of it
 CALLS_BEYOND = 256  # the pipeline's limit: refused ones, health checks, questions about models
 HOLD_S = 0.2  # within this time a caller that goes on calling has called again
 GOAWAY_S = 0.05  # for gRPC to tell connections that there will be no more answers
@@ -93,6 +94,7 @@ class Server:
             max_batch=config.max_batch,
             adaptive=config.adaptive_limit,
             bulk_share=config.bulk_share,
+            unread_bytes=UNREAD_SHARE * config.image_memory_mib * 2**20,
         )
         self.pipeline = Pipeline(
             self.metrics,

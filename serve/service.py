@@ -55,7 +55,9 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         self._cache = ResponseCache(config.cache_mib * 2**20, metrics) if config.cache_mib else None
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:  # noqa: N802
-        return await self._segment(request, call_of(f"{SERVICE}/Segment", context))
+        response, size = await self._segment(request, call_of(f"{SERVICE}/Segment", context))
+        self._pipeline.admission.unread.until_sent(size, context)
+        return response
 
     # A coroutine that writes, where the stubs expect a generator: so its tasks end before it does.
     async def SegmentStream(  # type: ignore[override]  # noqa: N802
@@ -65,13 +67,14 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         slots = asyncio.Semaphore(self._config.stream_in_flight)
         writing = asyncio.Lock()
 
-        async def answer(request: pb.SegmentRequest) -> None:
+        async def answer(asked: list[pb.SegmentRequest]) -> None:
             try:
-                response = await self._stream_response(request, call)
-                # A client that is gone cannot be written to; gRPC is about to cancel this call.
-                async with writing:
-                    with contextlib.suppress(grpc.aio.BaseError):
-                        await context.write(response)
+                response, size = await self._stream_response(asked.pop(), call)
+                with self._pipeline.admission.unread.holding(size):
+                    async with writing:
+                        # A client that is gone cannot be written to; gRPC is about to cancel this call.
+                        with contextlib.suppress(grpc.aio.BaseError):
+                            await context.write(response)
             finally:
                 slots.release()  # only now: a client that does not read stops the reading of its requests
 
@@ -80,7 +83,8 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             try:
                 async for item in request_iterator:
                     await slots.acquire()
-                    tasks.create_task(answer(item.request))
+                    tasks.create_task(answer([item.request]))
+                    del item  # its answer, or the next one, may be long in coming
             except (InvalidRequestError, QueueFullError) as error:  # raised below: those before it are answered first
                 ended = error
         if ended is not None:
@@ -108,17 +112,17 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         token = f"{page[-1].name}/{page[-1].version}" if len(entries) > size else ""
         return pb.ListModelsResponse(models=map(self._describe, page), next_page_token=token)
 
-    async def _stream_response(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentStreamResponse:
+    async def _stream_response(self, request: pb.SegmentRequest, call: Call) -> tuple[pb.SegmentStreamResponse, int]:
         try:
-            response = await self._segment(request, call)
+            response, size = await self._segment(request, call)
         except Exception as error:  # the stream goes on: this one image failed
             status = status_from_error(error, model_name(request.model))
             let_go(error)
-            return pb.SegmentStreamResponse(request_id=request.request_id, error=status)
-        return pb.SegmentStreamResponse(request_id=request.request_id, response=response)
+            return pb.SegmentStreamResponse(request_id=request.request_id, error=status), 0
+        return pb.SegmentStreamResponse(request_id=request.request_id, response=response), size
 
-    async def _segment(self, request: pb.SegmentRequest, call: Call) -> pb.SegmentResponse:
-        """One image, counted, traced and logged."""
+    async def _segment(self, request: pb.SegmentRequest, call: Call) -> tuple[pb.SegmentResponse, int]:
+        """One image, counted, traced and logged; the response and its size."""
         with counted(self._metrics, call, request_id=request.request_id, tracing=self._tracing) as outcome:
             check_request(request, self._config.max_pixels)
             outcome.priority = PRIORITY_NAMES[request.priority]
@@ -138,12 +142,13 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     priority=outcome.priority,
                     trace=outcome.trace,
                 )
-                response, outcome.response_bytes = await self._answer(job, request)
+                response, size = await self._answer(job, request)
+                outcome.response_bytes = size
             outcome.fields = {"width": response.image_width, "height": response.image_height}
             if self._cache is not None:
                 outcome.fields["cached"] = response.cached
             outcome.fields |= _timing_fields(response.timing)
-        return response
+        return response, size
 
     async def _answer(self, job: Job, request: pb.SegmentRequest) -> tuple[pb.SegmentResponse, int]:
         """The response to a valid request and its size, from the cache or the pipeline."""

@@ -30,10 +30,10 @@ def message(payload):
     return b"\0" + struct.pack(">I", len(payload)) + payload
 
 
-def connect(target, settings=b""):
-    """A connection whose preface and settings are sent."""
+def connect(target, settings=b"", source="127.0.0.1"):
+    """A connection from this address of the machine whose preface and settings are sent."""
     host, _, port = target.rpartition(":")
-    connection = socket.create_connection((host, int(port)), 60.0)
+    connection = socket.create_connection((host, int(port)), 60.0, (source, 0))
     connection.sendall(PREFACE + frame(SETTINGS, 0, 0, settings))
     return connection
 

@@ -1,12 +1,20 @@
-"""R9: floods of connections and of resets, streams that never say anything, and bytes that are no HTTP/2 or no TLS."""
+"""R8, R9: slow clients and those that do not read, floods of connections and of resets, streams that never say
+anything, and bytes that are no HTTP/2 or no TLS.
+"""
 
+import contextlib
+import io
 import os
+import re
 import socket
+import threading
 import time
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
 from tests import http2
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -116,6 +124,94 @@ def test_r9_streams_that_say_nothing(bounded, ask, method, n):
     finally:
         for connection in opened:
             connection.close()
+
+
+@pytest.mark.parametrize("n", sizes(40, 100))
+def test_r8_connections_that_send_a_byte_now_and_then(bounded, ask, n):
+    """Half prefaces, silence, and requests of 30 MiB that never come to their end."""
+    begun = http2.headers(SEGMENT)
+    start = (
+        http2.frame(http2.HEADERS, http2.END_HEADERS, 1, begun) + (1000).to_bytes(3, "big") + b"\0\0" + bytes(3) + b"\1"
+    )
+    openings = [b"", http2.PREFACE[:12], http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0) + start + b"\0\1\xe0\0\0"]
+    opened = [socket.create_connection(address(bounded), LONG_S) for _ in range(n)]
+    try:
+        for i, connection in enumerate(opened):
+            connection.sendall(openings[i % len(openings)])
+        for _ in range(10):
+            for connection in opened:
+                with contextlib.suppress(OSError):  # the server has had enough of it
+                    connection.send(b"x")
+            assert ask(bounded) == ("OK", "")
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+UNREAD_MIB = 64
+
+
+@pytest.fixture(scope="module")
+def small(toy_bundle, tmp_path_factory, watch):
+    """A server with little memory for images."""
+    flags = ("--image-memory-mib", str(UNREAD_MIB))
+    yield from watch(toy_bundle, tmp_path_factory.mktemp("small") / "log", *flags)
+
+
+def gauge(server, name):
+    return float(re.search(rf"^{name} (\S+)$", urlopen(server.metrics_url).read().decode(), re.M)[1])
+
+
+@pytest.mark.parametrize("n", sizes(40, 400))
+@pytest.mark.parametrize("path", [SEGMENT, STREAM])
+def test_r8_answers_that_are_not_read(small, ask, path, n):
+    """Each is 4 MB, three times, for a request of 600 bytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (2000, 2000)).save(buffer, "PNG")
+    spec = pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION, mask_encoding=pb.MASK_ENCODING_RAW_U8)
+    request = pb.SegmentRequest(image=pb.Image(encoded=buffer.getvalue()), outputs=[spec])
+    asked = pb.SegmentStreamRequest(request=request) if path == STREAM else request
+    data = http2.message(asked.SerializeToString())
+    assert ask(small) == ("OK", "")
+    before = small.rss_bytes
+    small.forget_peak()
+    with contextlib.ExitStack() as opened:
+        for i in range(n):
+            if i % STREAMS == 0:
+                connection = opened.enter_context(http2.connect(small.target, http2.NO_WINDOW, source="127.0.0.2"))
+            stream = 2 * (i % STREAMS) + 1
+            end = 0 if path == STREAM else http2.END_STREAM
+            http2.send(connection, http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.headers(path)))
+            http2.send(connection, http2.frame(http2.DATA, end, stream, data))
+        give_up = time.monotonic() + LONG_S
+        while gauge(small, "weakseg_inflight") or not gauge(small, "weakseg_unread_bytes"):
+            assert time.monotonic() < give_up
+        assert ask(small) == ("OK", ""), "another client"
+        grown = (small.peak_bytes - before) / MIB
+    print(f"{n} answers: +{grown:.0f} MiB")
+    assert grown < 3 * UNREAD_MIB
+    while gauge(small, "weakseg_unread_bytes"):
+        assert time.monotonic() < give_up
+
+
+def test_r8_streams_that_are_left_open_hold_no_image(bounded):
+    """20 of 6 MB, each answered before the next is sent."""
+    image = pb.Image(raw=pb.RawImage(width=1000, height=2000, rgb=bytes(6_000_000)))
+    request = pb.SegmentRequest(image=image, outputs=[pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION)])
+    sent = pb.SegmentStreamRequest(request=request)
+    leave = threading.Event()
+
+    def one():
+        yield sent
+        leave.wait(LONG_S)
+
+    with bounded.channel() as channel:
+        stub = pb_grpc.SegmentationServiceStub(channel)
+        calls = []
+        for _ in range(20):
+            calls.append(stub.SegmentStream(one()))
+            assert next(calls[-1]).HasField("response")
+        leave.set()
 
 
 def test_r9_bytes_that_are_no_tls_and_clients_without_it(toy_bundle, tmp_path, watched_process, ask):

@@ -34,6 +34,7 @@ NAMES = {
     "weakseg_queue_depth",
     "weakseg_queue_limit",
     "weakseg_inflight",
+    "weakseg_unread_bytes",
     "weakseg_rejected",
     "weakseg_refinements_cut_short",
     "weakseg_cache_hits",

@@ -1,0 +1,135 @@
+"""Answers that are not read: by calls whose clients give the server no window to send them in."""
+
+import contextlib
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from serve.access import CLIENT
+from serve.inference import grpc_inference_service_pb2 as oip
+from serve.unread import COPIES, Unread
+from tests import http2
+from weakseg.client import Client
+from weakseg.errors import QueueFullError
+from weakseg.v1 import segmentation_service_pb2 as pb
+
+LONG_S = 60.0
+MIB = 2**20
+SIDE = 512
+RAW = [pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION, mask_encoding=pb.MASK_ENCODING_RAW_U8)]
+SEGMENT, STREAM = (f"/weakseg.v1.SegmentationService/{method}" for method in ("Segment", "SegmentStream"))
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@pytest.fixture
+def taken():
+    """What an Unread told last."""
+    return []
+
+
+def as_client(name):
+    CLIENT.set(name)
+
+
+async def test_one_client_has_a_share_and_all_together_the_limit(taken):
+    unread = Unread(1200 * COPIES, taken.append)
+    with contextlib.ExitStack() as answers:
+        for client in ("a", "b", "c"):
+            as_client(client)
+            for n_bytes in (300, 1):
+                unread.check()
+                answers.enter_context(unread.holding(n_bytes))
+            with pytest.raises(QueueFullError, match="earlier answers have not been read"):
+                unread.check()
+        as_client("d")
+        for n_bytes in (297, 1):
+            unread.check()
+            answers.enter_context(unread.holding(n_bytes))
+        for client in ("d", "e"):
+            as_client(client)
+            with pytest.raises(QueueFullError, match="answers of others"):
+                unread.check()
+        assert taken[-1] == unread.taken_bytes == 1201 * COPIES
+    unread.check()
+    assert taken[-1] == 0 and not unread._by_client
+
+
+async def test_an_answer_is_its_clients_who_ever_ends_the_call(taken):
+    unread, ended = Unread(1000, taken.append), []
+    as_client("a")
+    unread.until_sent(100, SimpleNamespace(add_done_callback=ended.append))
+    as_client("b")
+    unread.check()
+    assert unread._by_client == {"a": 100 * COPIES}
+    ended[0](None)
+    assert not unread._by_client and taken == [100 * COPIES, 0]
+
+
+def big(png):
+    return png(np.zeros((SIDE, SIDE, 3), np.uint8))
+
+
+def segment(png):
+    return pb.SegmentRequest(image=pb.Image(encoded=big(png)), outputs=RAW)
+
+
+def infer(png):
+    data = big(png)
+    request = oip.ModelInferRequest(raw_input_contents=[len(data).to_bytes(4, "little") + data])
+    request.inputs.add(name="image", datatype="BYTES", shape=[1])
+    request.outputs.add(name="segmentation")
+    return request
+
+
+METHODS = {
+    SEGMENT: segment,
+    STREAM: lambda png: pb.SegmentStreamRequest(request=segment(png)),
+    INFER: infer,
+}
+
+
+def ask(connection, path, stream, message):
+    frames = http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.headers(path))
+    frames += http2.frame(http2.DATA, 0, stream, http2.message(message.SerializeToString()))
+    end = b"" if path == STREAM else http2.frame(http2.DATA, http2.END_STREAM, stream)
+    assert http2.send(connection, frames + end)
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_who_does_not_read_is_refused_and_others_are_answered(serving, png, colours, path):
+    running = serving(image_memory_mib=4)
+    message, answer_bytes = METHODS[path](png), SIDE * SIDE * COPIES
+    unread = partial(running.sample, "weakseg_unread_bytes")
+    most = 3  # of 2 MiB: the one that goes beyond them, too
+    with http2.connect(running.target, http2.NO_WINDOW, source="127.0.0.2") as connection:
+        for n in range(1, most + 1):
+            ask(connection, path, 2 * n - 1, message)
+            running.until(lambda n=n: n * answer_bytes <= unread() < (n + 0.1) * answer_bytes)
+        ask(connection, path, 2 * most + 1, message)
+        running.until(lambda: running.sample("weakseg_rejected_total", reason="QUEUE_FULL") == 1)
+        assert len(running.runner.batches) == most, "nothing was computed for it"
+        with Client(running.target) as client:
+            assert client.segment(colours).mask.shape == colours.shape[:2]
+        connection.sendall(http2.frame(http2.RST_STREAM, 0, 1, http2.CANCEL))
+        running.until(lambda: unread() < most * answer_bytes)
+        ask(connection, path, 2 * most + 3, message)
+        running.until(lambda: unread() >= most * answer_bytes)
+    running.until(lambda: unread() == 0 and running.server._edge.running == 0)
+
+
+def test_a_request_that_waited_for_memory_is_refused_when_others_have_filled_it(serving, png):
+    """What waits has been let in: it must not leave more behind than what is inside when the limit is reached."""
+    running = serving(image_memory_mib=4)
+    running.runner.gate.clear()
+    with http2.connect(running.target, http2.NO_WINDOW) as connection:
+        for n in range(10):
+            ask(connection, SEGMENT, 2 * n + 1, segment(png))
+        running.until(lambda: running.sample("weakseg_image_memory_waiting") == 8)
+        running.runner.gate.set()
+        running.until(lambda: running.server.admission.inflight == 0)
+        assert running.sample("weakseg_requests_total", model="toy", version="1", code="OK") == len(
+            running.runner.batches
+        )
+        assert 3 <= len(running.runner.batches) <= 4, "two were inside when the second answer was left"
