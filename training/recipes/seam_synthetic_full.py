@@ -14,7 +14,7 @@ RECIPE = replace(
     affinity=AffinityConfig(
         output_stride=8,
         start="classifier",
-        walk=WalkConfig(radius=5, beta=24.0, steps=2**6),
+        walk=WalkConfig(radius=5, beta=16.0, steps=2**6),
         optim=replace(SEAM.train.optim, epochs=12, lr=1e-3),
     ),
     train_seg=replace(SEAM.train_seg, rounds=2),
