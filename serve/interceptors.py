@@ -148,7 +148,9 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> stat
 
 
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handlers of every service. `running` counts calls of ours, for a drain to wait on."""
+    """Wraps the handlers of every service. `running` counts calls of ours until their answers are sent, for a drain to
+    wait on.
+    """
 
     def __init__(self, metrics: Metrics, access: Access) -> None:
         self._metrics = metrics
@@ -259,7 +261,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         started = monotonic()
         code = grpc.StatusCode.UNKNOWN
         self._metrics.grpc_started.labels(*labels).inc()
-        self._enter(service)
+        if service in SERVICES:
+            self._enter()
+            context.add_done_callback(self._leave)  # later than here: the answer may take long to be sent
         try:
             yield
             code = grpc.StatusCode.OK
@@ -278,7 +282,6 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await self.refusals.wait()
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
-            self._leave(service)
             self._metrics.grpc_handled.labels(*labels, code.name).inc()
             if service in SERVICES:  # how long somebody watched the health is no news
                 self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
@@ -290,16 +293,14 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 else:
                     calls.debug("call", extra={"fields": fields})
 
-    def _enter(self, service: str) -> None:
-        if service in SERVICES:
-            self.running += 1
-            self._idle.clear()
+    def _enter(self) -> None:
+        self.running += 1
+        self._idle.clear()
 
-    def _leave(self, service: str) -> None:
-        if service in SERVICES:
-            self.running -= 1
-            if not self.running:
-                self._idle.set()
+    def _leave(self, _: Any) -> None:
+        self.running -= 1
+        if not self.running:
+            self._idle.set()
 
 
 def let_go(error: BaseException | None) -> None:

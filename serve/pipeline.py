@@ -191,7 +191,7 @@ class Pipeline:
         """
         with self.admission.request(1, job.model, job.priority), self.image_memory.lease(job.priority) as lease:
             await lease.take(await self._need(job, lease))
-            self.admission.unread.check()  # again: it may have waited while answers to others before it were not read
+            self.admission.unread.check(inside=True)  # those before it, for which it has waited, may not have been read
             held = [await self._in(self._decoders, lease, self._decode, job)]
             return await self._segment(job, lease, held, partial(self._encode, job, encode))
 
@@ -210,7 +210,7 @@ class Pipeline:
         with admitted, self.image_memory.lease(priority) as lease:
             needs = await _together(_of_nth(i, self._need, job, lease) for i, job in enumerate(jobs))
             await lease.take(sum(needs))
-            self.admission.unread.check()
+            self.admission.unread.check(inside=True)
             decoded = await _together(
                 _of_nth(i, self._in, self._decoders, lease, self._decode, job) for i, job in enumerate(jobs)
             )

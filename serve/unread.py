@@ -6,7 +6,6 @@ may leave 16 MB behind. So whoever does not read is refused, long before others 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from weakseg.errors import QueueFullError
 
 COPIES = 3  # of an answer, measured: the message, its bytes, gRPC's own
 SHARE = 0.25  # of the limit, that one client may take
+SHARE_INSIDE = 0.5  # for requests that were let in before: answers that are on their way should not refuse them
 
 
 class Unread:
@@ -32,15 +32,17 @@ class Unread:
         self.limit_bytes = limit_bytes
         self.taken_bytes = 0
         self._on_change = on_change
-        self._by_client: Counter[str] = Counter()
+        self._by_client: dict[str, list[int]] = {}  # bytes of each answer
 
-    def check(self) -> None:
-        """Before anything is done for the client of the call that runs.
+    def check(self, *, inside: bool = False) -> None:
+        """Before anything is done for the client of the call that runs, and before it is decoded.
 
         Raises:
             QueueFullError
         """
-        if self._by_client[CLIENT.get()] > SHARE * self.limit_bytes:
+        left = self._by_client.get(CLIENT.get(), [])
+        # One answer may be as large as it is, like an image.
+        if len(left) > 1 and sum(left) > (SHARE_INSIDE if inside else SHARE) * self.limit_bytes:
             raise QueueFullError("earlier answers have not been read: read them, or try again later")
         if self.taken_bytes > self.limit_bytes:
             raise QueueFullError("the answers of others have not been read: try again later")
@@ -48,22 +50,30 @@ class Unread:
     @contextmanager
     def holding(self, answer_bytes: int) -> Iterator[None]:
         """While an answer is being sent."""
-        client, n_bytes = CLIENT.get(), COPIES * answer_bytes
-        self._take(client, n_bytes)
+        client = CLIENT.get()
+        self._add(client, answer_bytes)
         try:
             yield
         finally:
-            self._take(client, -n_bytes)
+            self._remove(client, answer_bytes)
 
     def until_sent(self, answer_bytes: int, context: Any) -> None:
         """An answer that the handler of a call is about to return."""
-        client, n_bytes = CLIENT.get(), COPIES * answer_bytes
-        self._take(client, n_bytes)
-        context.add_done_callback(lambda _: self._take(client, -n_bytes))
+        client = CLIENT.get()
+        self._add(client, answer_bytes)
+        context.add_done_callback(lambda _: self._remove(client, answer_bytes))
 
-    def _take(self, client: str, n_bytes: int) -> None:
-        self.taken_bytes += n_bytes
-        self._by_client[client] += n_bytes
-        if not self._by_client[client]:
+    def _add(self, client: str, answer_bytes: int) -> None:
+        self._by_client.setdefault(client, []).append(COPIES * answer_bytes)
+        self._set_taken(self.taken_bytes + COPIES * answer_bytes)
+
+    def _remove(self, client: str, answer_bytes: int) -> None:
+        left = self._by_client[client]
+        left.remove(COPIES * answer_bytes)
+        if not left:
             del self._by_client[client]
-        self._on_change(self.taken_bytes)
+        self._set_taken(self.taken_bytes - COPIES * answer_bytes)
+
+    def _set_taken(self, n_bytes: int) -> None:
+        self.taken_bytes = n_bytes
+        self._on_change(n_bytes)

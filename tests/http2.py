@@ -5,10 +5,11 @@ import socket
 import struct
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
+DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
 END_STREAM, END_HEADERS = 1, 4
 CANCEL = struct.pack(">I", 8)
 NO_WINDOW = struct.pack(">HI", 4, 0)  # of SETTINGS: nothing may be sent to the client's streams
+MORE_WINDOW = struct.pack(">I", 2**30)  # of WINDOW_UPDATE
 
 
 def frame(kind, flags, stream, payload=b""):

@@ -1,6 +1,7 @@
 """Answers that are not read: by calls whose clients give the server no window to send them in."""
 
 import contextlib
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from serve.access import CLIENT
 from serve.inference import grpc_inference_service_pb2 as oip
+from serve.server import HOLD_S, REFUSALS_S
 from serve.unread import COPIES, Unread
 from tests import http2
 from weakseg.client import Client
@@ -43,6 +45,7 @@ async def test_one_client_has_a_share_and_all_together_the_limit(taken):
                 answers.enter_context(unread.holding(n_bytes))
             with pytest.raises(QueueFullError, match="earlier answers have not been read"):
                 unread.check()
+            unread.check(inside=True)
         as_client("d")
         for n_bytes in (297, 1):
             unread.check()
@@ -53,7 +56,17 @@ async def test_one_client_has_a_share_and_all_together_the_limit(taken):
                 unread.check()
         assert taken[-1] == unread.taken_bytes == 1201 * COPIES
     unread.check()
-    assert taken[-1] == 0 and not unread._by_client
+    assert taken[-1] == 0 and not unread._by_client, "and nobody is remembered"
+
+
+async def test_one_answer_may_be_as_large_as_it_is(taken):
+    unread = Unread(100 * COPIES, taken.append)
+    as_client("a")
+    with unread.holding(60):
+        unread.check()
+        with unread.holding(1), pytest.raises(QueueFullError):
+            unread.check()
+        unread.check()
 
 
 async def test_an_answer_is_its_clients_who_ever_ends_the_call(taken):
@@ -62,7 +75,7 @@ async def test_an_answer_is_its_clients_who_ever_ends_the_call(taken):
     unread.until_sent(100, SimpleNamespace(add_done_callback=ended.append))
     as_client("b")
     unread.check()
-    assert unread._by_client == {"a": 100 * COPIES}
+    assert unread._by_client == {"a": [100 * COPIES]}
     ended[0](None)
     assert not unread._by_client and taken == [100 * COPIES, 0]
 
@@ -120,16 +133,34 @@ def test_who_does_not_read_is_refused_and_others_are_answered(serving, png, colo
 
 
 def test_a_request_that_waited_for_memory_is_refused_when_others_have_filled_it(serving, png):
-    """What waits has been let in: it must not leave more behind than what is inside when the limit is reached."""
-    running = serving(image_memory_mib=4)
+    """What waits has been let in: it must not leave more behind than what is inside when its share is reached."""
+    running = serving(image_memory_mib=4, max_batch=1)
     running.runner.gate.clear()
     with http2.connect(running.target, http2.NO_WINDOW) as connection:
-        for n in range(10):
+        for n in range(12):
             ask(connection, SEGMENT, 2 * n + 1, segment(png))
-        running.until(lambda: running.sample("weakseg_image_memory_waiting") == 8)
+        running.until(lambda: running.sample("weakseg_image_memory_waiting") == 10)
         running.runner.gate.set()
         running.until(lambda: running.server.admission.inflight == 0)
-        assert running.sample("weakseg_requests_total", model="toy", version="1", code="OK") == len(
-            running.runner.batches
-        )
-        assert 3 <= len(running.runner.batches) <= 4, "two were inside when the second answer was left"
+        answered = running.sample("weakseg_requests_total", model="toy", version="1", code="OK")
+        assert answered == len(running.runner.batches)
+        assert 6 <= answered <= 8, "4 MiB of answers, and two images inside"
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_a_drain_waits_for_answers_that_are_on_their_way(serving, png, path):
+    running = serving()
+    with http2.connect(running.target, http2.NO_WINDOW) as connection:
+        ask(connection, path, 1, METHODS[path](png))
+        if path == STREAM:
+            connection.sendall(http2.frame(http2.DATA, http2.END_STREAM, 1))
+        running.until(lambda: running.sample("weakseg_unread_bytes") > 0)
+        running._loop.call_soon_threadsafe(running._stop.set)
+        running.until(lambda: running.server.admission.draining)
+        time.sleep(HOLD_S + REFUSALS_S + 0.5)  # for which a server waits that thinks it has answered
+        for stream in (0, 1):
+            connection.sendall(http2.frame(http2.WINDOW_UPDATE, 0, stream, http2.MORE_WINDOW))
+        n_bytes = 0
+        while (data := connection.recv(2**16)) and n_bytes < SIDE * SIDE:
+            n_bytes += len(data)
+    assert n_bytes >= SIDE * SIDE
