@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -66,15 +65,17 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
         call = call_of(f"{SERVICE}/SegmentStream", context)
         slots = asyncio.Semaphore(self._config.stream_in_flight)
         writing = asyncio.Lock()
+        gone = False
 
         async def answer(asked: list[pb.SegmentRequest]) -> None:
+            nonlocal gone
             try:
                 response, size = await self._stream_response(asked.pop(), call)
                 with self._pipeline.admission.unread.holding(size):
                     async with writing:
-                        # A client that is gone cannot be written to; gRPC is about to cancel this call.
-                        with contextlib.suppress(grpc.aio.BaseError):
-                            await context.write(response)
+                        await context.write(response)
+            except grpc.aio.BaseError:  # there is nobody to write to; gRPC is about to cancel this call
+                gone = True
             finally:
                 slots.release()  # only now: a client that does not read stops the reading of its requests
 
@@ -87,6 +88,8 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     del item  # its answer, or the next one, may be long in coming
             except (InvalidRequestError, QueueFullError) as error:  # raised below: those before it are answered first
                 ended = error
+        if gone:  # the end of its requests may have come before the cancellation
+            raise asyncio.CancelledError
         if ended is not None:
             raise ended
 

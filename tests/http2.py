@@ -3,9 +3,10 @@
 import select
 import socket
 import struct
+import time
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS = 1, 4
 CANCEL = struct.pack(">I", 8)
 NO_WINDOW = struct.pack(">HI", 4, 0)  # of SETTINGS: nothing may be sent to the client's streams
@@ -48,3 +49,18 @@ def send(connection, data):
     except OSError:  # it has closed the connection
         return False
     return True
+
+
+def received(connection, seconds):
+    """Kinds of the frames that come within so long, or until the server closes the connection."""
+    data, ends = b"", time.monotonic() + seconds
+    while select.select([connection], [], [], max(0.0, ends - time.monotonic()))[0]:
+        part = connection.recv(65536)
+        if not part:
+            break
+        data += part
+    kinds = []
+    while data:
+        kinds.append(data[3])
+        data = data[9 + int.from_bytes(data[:3], "big") :]
+    return kinds

@@ -126,6 +126,23 @@ def test_r9_streams_that_say_nothing(bounded, ask, method, n):
             connection.close()
 
 
+def test_r9_a_flood_of_pings_ends_its_connection(bounded):
+    ping = http2.frame(http2.PING, 0, 0, bytes(8))
+    with http2.connect(bounded.target) as connection:
+        while http2.send(connection, 100 * ping):
+            assert bounded.is_alive
+
+
+@pytest.mark.reliability
+def test_a_connection_that_pings_now_and_then_is_kept(watched, ask):
+    """As clients do every 30 s, ours too, also those that ask nothing: gRPC's own servers end them at the third."""
+    with http2.connect(watched.target) as connection:
+        for _ in range(5):
+            connection.sendall(http2.frame(http2.PING, 0, 0, bytes(8)))
+            kinds = http2.received(connection, 10.5)
+            assert http2.PING in kinds and http2.GOAWAY not in kinds
+
+
 @pytest.mark.parametrize("n", sizes(40, 100))
 def test_r8_connections_that_send_a_byte_now_and_then(bounded, ask, n):
     """Half prefaces, silence, and requests of 30 MiB that never come to their end."""

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 import benchmarks.load
 import serve.service
 import weakseg
+from tests import http2
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -110,8 +111,14 @@ def open_loop(target, request, rate, seconds):
 
 
 def is_idle(running):
-    gauges = ("weakseg_inflight", "weakseg_queue_depth")
+    gauges = ("weakseg_inflight", "weakseg_queue_depth", "weakseg_image_memory_bytes", "weakseg_unread_bytes")
     return all(running.sample(gauge) == 0 for gauge in gauges) and running.server._edge.running == 0
+
+
+def seconds_until_idle(running):
+    began = time.monotonic()
+    running.until(lambda: is_idle(running))
+    return time.monotonic() - began
 
 
 def test_r5_more_than_it_can_answer_is_refused_at_once_and_told_when_to_come_again(slow, request_):
@@ -183,7 +190,7 @@ def test_r6_no_answer_comes_after_its_deadline(slow, request_):
 
 
 def cancel_all(running, request, n):
-    """Calls that are cancelled at any moment of their life, streams among them."""
+    """Calls that are cancelled at any moment of their life, streams among them; seconds until nothing is left."""
     draw = random.Random(0)
 
     async def use(stub):
@@ -202,7 +209,7 @@ def cancel_all(running, request, n):
 
     codes = Counter(drive(running.target, use))
     assert set(codes) <= {"OK", "CANCELLED", "RESOURCE_EXHAUSTED"} and codes["CANCELLED"], codes
-    running.until(lambda: is_idle(running))
+    return seconds_until_idle(running)
 
 
 async def _wait(call):
@@ -243,7 +250,10 @@ class Turnstile:
 
 
 def cancel_at(running, turnstile, request, n, *, queued):
-    """Calls that are cancelled at the turnstile, one after the other; or behind one that stands there."""
+    """Calls that are cancelled at the turnstile, one after the other; or behind one that stands there.
+
+    Returns: seconds until nothing is left.
+    """
     labels = {"grpc_type": "unary_unary", "grpc_service": "weakseg.v1.SegmentationService", "grpc_method": "Segment"}
     n_cancelled = partial(running.sample, "grpc_server_handled_total", **labels, grpc_code="CANCELLED")
     queue_depth = partial(running.sample, "weakseg_queue_depth")
@@ -264,20 +274,45 @@ def cancel_at(running, turnstile, request, n, *, queued):
             turnstile.let_through()
             first.result()
             assert turnstile.reached == 1, "nothing was computed for those that were cancelled"
-    running.until(lambda: is_idle(running))
+    return seconds_until_idle(running)
 
 
-@pytest.mark.parametrize("n", [10, pytest.param(200, marks=pytest.mark.reliability)])
-@pytest.mark.parametrize("stage", ["queue", "decode", "infer", "encode"])
-def test_r7_calls_that_are_cancelled_at_a_stage_leave_nothing_behind(serving, request_, monkeypatch, stage, n):
+def reset_while_sent(running, request, n):
+    """Streams that are reset while their answer waits for a window, one after the other.
+
+    Returns: seconds until nothing is left.
+    """
+    service, method = "weakseg.v1.SegmentationService", "SegmentStream"
+    labels = {"grpc_type": "stream_stream", "grpc_service": service, "grpc_method": method}
+    n_cancelled = partial(running.sample, "grpc_server_handled_total", **labels, grpc_code="CANCELLED")
+    begun = http2.headers(f"/{service}/{method}")
+    data = http2.message(pb.SegmentStreamRequest(request=request).SerializeToString())
+    with http2.connect(running.target, http2.NO_WINDOW) as connection:
+        for i in range(n):
+            connection.sendall(http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * i + 1, begun))
+            connection.sendall(http2.frame(http2.DATA, 0, 2 * i + 1, data))
+            running.until(lambda: running.sample("weakseg_unread_bytes") > 0)
+            connection.sendall(http2.frame(http2.RST_STREAM, 0, 2 * i + 1, http2.CANCEL))
+            running.until(lambda i=i: n_cancelled() == i + 1)
+        return seconds_until_idle(running)
+
+
+@pytest.mark.parametrize(("n", "within_s"), [(10, LONG_S), pytest.param(200, 2.0, marks=pytest.mark.reliability)])
+@pytest.mark.parametrize("stage", ["queue", "decode", "infer", "encode", "send"])
+def test_r7_calls_that_are_cancelled_at_a_stage_leave_nothing_behind(
+    serving, request_, monkeypatch, stage, n, within_s
+):
     names = {"decode": "image_from_message", "encode": "response_from_answer"}
     if stage in names:
         turnstile = Turnstile(getattr(serve.service, names[stage]))
         monkeypatch.setattr(serve.service, names[stage], turnstile)
     running = serving(max_batch=1)
+    if stage == "send":
+        assert reset_while_sent(running, request_, n) < within_s
+        return
     if stage not in names:
         turnstile = running.runner.run = Turnstile(running.runner.run)
-    cancel_at(running, turnstile, request_, n, queued=stage == "queue")
+    assert cancel_at(running, turnstile, request_, n, queued=stage == "queue") < within_s
 
 
 def test_r7_cancelled_calls_leave_nothing_behind(slow, request_):
@@ -288,7 +323,7 @@ def test_r7_cancelled_calls_leave_nothing_behind(slow, request_):
 @pytest.mark.reliability
 def test_r7_eight_hundred_cancelled_calls_leave_nothing_behind(slow, request_):
     running, _ = slow(queue_limit=64)
-    cancel_all(running, request_, 800)
+    assert cancel_all(running, request_, 800) < 2.0
 
 
 def idle_connections(target, n):
