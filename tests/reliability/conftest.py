@@ -34,14 +34,15 @@ class Watched:
             self.child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
         ports = json.loads(self.child.stdout.readline())
         self.target = f"127.0.0.1:{ports['port']}"
+        self.admin_target = f"127.0.0.1:{ports['admin_port']}"
         self._readyz = f"http://127.0.0.1:{ports['metrics_port']}/readyz"
         self.metrics_url = f"http://127.0.0.1:{ports['metrics_port']}/metrics"
         self._wait(self._is_ready)
         self._wait(lambda: "dense CRF" in self.log.read_text())  # its kernels are compiled by then
 
-    def channel(self, **options):
+    def channel(self, target=None, **options):
         given = {"grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1} | options
-        return grpc.insecure_channel(self.target, list(given.items()))
+        return grpc.insecure_channel(target or self.target, list(given.items()))
 
     @property
     def rss_bytes(self):

@@ -13,12 +13,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from PIL import Image
 
 from serve.inference import grpc_inference_service_pb2 as oip
+from weakseg.v1 import admin_service_pb2 as admin
 from weakseg.v1 import segmentation_service_pb2 as pb
 
 SEED = 20261122
 LONG_S = 60.0
 MIB = 2**20
 SERVICE, INFERENCE = "/weakseg.v1.SegmentationService/", "/inference.GRPCInferenceService/"
+ADMIN = "/weakseg.v1.AdminService/"
 ALLOWED = {
     ("OK", ""),
     ("INVALID_ARGUMENT", "INVALID_REQUEST"),
@@ -86,6 +88,20 @@ METHODS = {
     INFERENCE + "ModelInfer": [infer_request(raw=True), infer_request(raw=False)],
     INFERENCE + "ModelMetadata": [oip.ModelMetadataRequest(name="toy", version="1")],
     INFERENCE + "ModelReady": [oip.ModelReadyRequest(name="toy")],
+}
+
+
+ADMIN_METHODS = {
+    ADMIN + "LoadModel": [admin.LoadModelRequest(name="toy", version="1")],
+    ADMIN + "UnloadModel": [admin.UnloadModelRequest(name="toy", version="1", force=True)],
+    ADMIN + "SetLogLevel": [admin.SetLogLevelRequest(level=admin.LOG_LEVEL_INFO)],
+}
+ADMIN_ALLOWED = {
+    ("OK", ""),
+    ("INVALID_ARGUMENT", "INVALID_REQUEST"),
+    ("NOT_FOUND", "MODEL_NOT_FOUND"),
+    ("FAILED_PRECONDITION", "MODEL_NEEDED"),
+    ("RESOURCE_EXHAUSTED", ""),  # above 4096 bytes, by gRPC
 }
 
 
@@ -162,7 +178,7 @@ def mutant(path, index):
     rng = random.Random(f"{SEED}/{path}/{index}")
     if rng.random() < 0.15:
         return "random", rng.randbytes(rng.choice((1, 2, 5, 20, 200, 5000)))
-    valid = rng.choice(METHODS[path])
+    valid = rng.choice((METHODS | ADMIN_METHODS)[path])
     message = type(valid).FromString(valid.SerializeToString())
     n_spoiled = rng.choice((0, 1, 1, 2, 3, 6))
     for _ in range(n_spoiled):
@@ -203,6 +219,35 @@ def test_mutants_are_answered_or_refused_for_what_they_are(watched, outcome, out
     assert grown < 50
     assert seen["OK", ""], "some get through"
     assert len(seen) > 1, "and some do not"
+
+
+@pytest.fixture(scope="module")
+def administered(toy_bundle, tmp_path_factory, watch):
+    """A server process with an admin port."""
+    yield from watch(toy_bundle, tmp_path_factory.mktemp("administered") / "log", "--admin-port", "0")
+
+
+@pytest.mark.parametrize("path", ADMIN_METHODS)
+@pytest.mark.parametrize("n", [30, pytest.param(2000, marks=pytest.mark.reliability)])
+def test_mutants_on_the_admin_port(administered, outcome, path, n):
+    seen, wrong = Counter(), []
+    with administered.channel(administered.admin_target) as channel:
+        for valid in ADMIN_METHODS[path]:
+            call(channel, path, valid.SerializeToString())
+        before = administered.rss_bytes
+        for index in range(n):
+            done, data = mutant(path, index)
+            got = outcome(lambda data=data: call(channel, path, data))
+            seen[got] += 1
+            if got not in ADMIN_ALLOWED:
+                wrong.append((index, done, got))
+            assert administered.is_alive, f"mutant({path!r}, {index}) ended the server"
+        call(channel, ADMIN + "LoadModel", ADMIN_METHODS[ADMIN + "LoadModel"][0].SerializeToString())
+    grown = (administered.rss_bytes - before) / MIB
+    print(f"{path}: {n} mutants: {dict(seen)}, RSS {grown:+.1f} MiB")
+    assert not wrong, f"mutant({path!r}, index) of seed {SEED}: {wrong}"
+    assert grown < 50
+    assert len(seen) > 1
 
 
 def test_a_stream_answers_what_came_before_a_message_that_is_none(watched, outcome):

@@ -69,6 +69,7 @@ def test_sigterm_stops_when_all_is_finished(process, png, colours):
         while not is_ready(channel):
             pass
         assert pb_grpc.SegmentationServiceStub(channel).Segment(image_request(png, colours)).outputs
+        assert children_of(child.pid) == [], "gRPC does not survive a fork (github.com/grpc/grpc/issues/13873)"
         child.send_signal(signal.SIGTERM)
         _, log = child.communicate(timeout=LONG_S)
     assert child.returncode == 0
@@ -76,6 +77,11 @@ def test_sigterm_stops_when_all_is_finished(process, png, colours):
     said = [line["message"] for line in lines if line["message"] != "dense CRF"]  # by then, or not yet
     assert said == ["serving", "model ready", "request", "draining", "stopped"]
     assert lines[-1]["all_finished"] is True
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task")
+    return [child for task in tasks.iterdir() for child in (task / "children").read_text().split()]
 
 
 def test_after_sigterm_it_is_not_ready_and_still_answers_until_a_second_signal(process, png, colours):
