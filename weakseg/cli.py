@@ -33,7 +33,7 @@ VERBS = {
     "run": Verb("weakseg.run", "all stages of a recipe; skips what is done, resumes what was killed"),
     "train": Verb("weakseg.run", "one stage of a recipe: the classifier", ("--only", "train")),
     "cam": Verb("weakseg.run", "one stage: class activation maps", ("--only", "cam")),
-    "pseudo-label": Verb("weakseg.run", "one stage: maps to pseudo-masks", ("--only", "pseudo_label")),
+    "pseudo-label": Verb("weakseg.batch.commands", "masks of many images, resumable; of a recipe: that stage"),
     "train-seg": Verb("weakseg.run", "one stage: the segmentation network", ("--only", "train_seg")),
     "evaluate": Verb("weakseg.run", "one stage: scores against true masks", ("--only", "evaluate")),
     "compare": Verb("weakseg.compare", "scores of several runs beside each other"),
@@ -62,6 +62,9 @@ EXTRAS = {  # top-level import name -> the extra that brings it
     "grpc_reflection": "serve",
     "grpc_status": "serve",
     "prometheus_client": "serve",
+    "fsspec": "batch",
+    "pyarrow": "batch",
+    "ray": "ray",
     "cryptography": "sign",
 }
 

@@ -13,6 +13,7 @@
     ├── ParityError             an exported graph does not compute what torch computes
     ├── BundleError             a model bundle is missing, damaged or refused
     ├── PartialError            part of the work was done (exit code 3)
+    ├── StorageError            an object store does not answer, also when asked again
     └── ServiceError            a request that cannot be answered, see serve/interceptors.py for the status codes
         ├── InvalidRequestError     INVALID_REQUEST
         ├── ModelNotFoundError      MODEL_NOT_FOUND
@@ -98,6 +99,10 @@ class BundleError(WeaksegError):
 class PartialError(WeaksegError):
     reason = "PARTIAL"
     exit_code = 3
+
+
+class StorageError(WeaksegError):
+    reason = "STORAGE"
 
 
 class ServiceError(WeaksegError):

@@ -1,0 +1,109 @@
+"""The finished masks of a shard in the formats of other tools. Made of the masks and rows alone, so that a format can
+be asked for later without computing a mask again; rewritten whole whenever a row has changed.
+
+    png           masks/*.png, always there: palette PNG, pixel = class id; classes.txt names 1, 2, ...
+    coco          coco/instances-<shard>.json, run lengths; coco-polygons: polygons where a class has no hole
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeAlias
+
+from weakseg.batch.journal import Journal
+from weakseg.batch.manifest import FOLDER, Row
+from weakseg.batch.store import Store
+from weakseg.classes import ClassTable
+from weakseg.errors import DataError
+from weakseg.masks.labelled import LabelledImage
+from weakseg.masks.png import labels_from_png
+
+Format = Literal["png", "coco", "coco-polygons"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The finished images of a shard: iterated as often as a format likes, one mask in memory at a time."""
+
+    store: Store
+    journal: Journal
+    classes: ClassTable
+    model: str
+    shard: str  # its name in files
+    threads: int = 2
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return (labelled for _, labelled in self.with_rows())
+
+    def with_rows(self, rows: Iterable[Row] | None = None) -> Iterator[tuple[Row, LabelledImage]]:
+        """Images that succeeded, in the order of their URIs or of `rows`; the next ones are read meanwhile."""
+        ok = (row for row in (self.journal.rows() if rows is None else rows) if row["status"] == "ok")
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead: deque[tuple[Row, Future[LabelledImage]]] = deque()
+            for row in islice(ok, 4 * self.threads):
+                ahead.append((row, pool.submit(self._labelled, row)))
+            while ahead:
+                row, reading = ahead.popleft()
+                for following in islice(ok, 1):
+                    ahead.append((following, pool.submit(self._labelled, following)))
+                yield row, reading.result()
+
+    def _labelled(self, row: Row) -> LabelledImage:
+        path = row["outputs"]["mask"]["path"]
+        data = self.store.read(path)
+        if data is None:
+            raise DataError(f"{self.store.url}/{path}: the manifest names this mask, it is gone: run with --force")
+        confidence = {one["value"]: one["confidence"] for one in row["classes"] if one["confidence"] is not None}
+        return LabelledImage(row["uri"], labels_from_png(data), confidence)
+
+
+Export: TypeAlias = Callable[[Finished], None]
+
+
+def write_exports(finished: Finished, exports: Iterable[tuple[str, Export]], part_sha256: str) -> list[str]:
+    """Write each that was not made of just these rows, and note it; returns the names of what was written.
+
+    Args:
+        exports: (name, what writes it).
+        part_sha256: of the shard's part of the manifest.
+    """
+    note = f"{FOLDER}/exports-{finished.shard}.json"
+    made: dict[str, str] = json.loads(finished.store.read(note) or b"{}")
+    written = []
+    for name, write in exports:
+        if made.get(name) != part_sha256:
+            write(finished)
+            made[name] = part_sha256
+            finished.store.write(note, (json.dumps(made, indent=2, sort_keys=True) + "\n").encode())
+            written.append(name)
+    return written
+
+
+def _png(finished: Finished) -> None:
+    finished.store.write("classes.txt", "".join(f"{name}\n" for name in finished.classes.names).encode())
+
+
+def _coco(finished: Finished, kind: Literal["rle", "polygon"], folder: str) -> None:
+    from weakseg.masks.coco import instances_json
+
+    _stream(
+        finished, f"{folder}/instances-{finished.shard}.json", instances_json(finished, finished.classes, kind=kind)
+    )
+
+
+def _stream(finished: Finished, path: str, chunks: Iterable[bytes]) -> None:
+    with finished.store.writing(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
+
+
+EXPORTS: Mapping[Format, Export] = {
+    "png": _png,
+    "coco": lambda finished: _coco(finished, "rle", "coco"),
+    "coco-polygons": lambda finished: _coco(finished, "polygon", "coco-polygons"),
+}
