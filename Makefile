@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-serving soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 
 bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
 	$(BIN)/python -m benchmarks.stages $(RUN)
+
+bench-pseudo-label: $(STAMP)  ## the batch job against the field's way, of RUN=runs/wsss_mini (`make oracle` first)
+	$(BIN)/python -m benchmarks.pseudo_label $(RUN)
 
 MINUTES ?= 30
 bench-serving: $(STAMP)  ## a server against the same work without one, against overload, against an echo
