@@ -19,14 +19,14 @@ HF_PREFIX = "hf:"
 class DataConfig:
     """Where the images and their image-level labels are."""
 
-    root: str = "data/synthetic"  # folder of the dataset; for csv, the .csv file
-    format: Literal["voc", "csv", "folder"] = "voc"
-    train: str = "train"  # split names: ImageSets/Segmentation/<name>.txt for voc; ignored by csv and folder
+    root: str = "data/synthetic"  # folder of the dataset; for csv, the .csv file; for coco, either it or a .json file
+    format: Literal["voc", "csv", "folder", "coco"] = "voc"
+    train: str = "train"  # names: ImageSets/Segmentation/<name>.txt for voc, annotations/instances_<name>.json for coco
     val: str = "val"
     tune: str | None = None  # ids that the rule `validation_split` may read masks of
     tags: Literal["auto", "labels.json", "imagesets", "xml"] = "auto"  # voc: where tags come from
     tags_key: str = "labels"  # voc + labels.json: the key of an image's list of class names
-    masks: str | None = None  # folder of true masks (sealed); None = <root>/SegmentationClass for voc, none otherwise
+    masks: str | None = None  # folder of true masks (sealed); None = what comes with voc and coco, nothing otherwise
     scored_classes: tuple[str, ...] | None = None  # headline classes; None = all. Truth of other classes is void
 
 
@@ -109,6 +109,7 @@ class CamConfig:
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     flip: bool = True
     normalisation: Literal["max", "minmax"] = "max"
+    layer: str | None = None  # grad_cam and its kin: whose maps, by its name in the network; None = what the head sees
 
 
 @dataclass(frozen=True)

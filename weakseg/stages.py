@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weakseg.datasets import read
-from weakseg.datasets.truth import masks_folder
+from weakseg.datasets.truth import masks_fingerprint
 from weakseg.errors import ConfigError
 from weakseg.recipe import Recipe, SegConfig, WalkConfig
 
@@ -64,6 +64,12 @@ def _train_settings(recipe: Recipe) -> Any:
     return [recipe.backbone, {name: value for name, value in vars(train).items() if name not in sections}]
 
 
+def _cam_settings(recipe: Recipe) -> Any:
+    """A layer was added later: where none is named, keys are as they were."""
+    layer = [] if recipe.cam.layer is None else [recipe.cam.layer]
+    return [recipe.cam.method, recipe.cam.scales, recipe.cam.flip, *layer]
+
+
 def _tuned(recipe: Recipe) -> bool:
     return recipe.pseudo_label.threshold.rule == "validation_split"
 
@@ -81,7 +87,7 @@ def _train_seg_settings(recipe: Recipe) -> Any:
 
 STAGES: Mapping[str, Stage] = {
     "train": Stage("training.train_classifier", (), _train_settings, _train_split, parallel=True),
-    "cam": Stage("training.make_cams", ("train",), lambda r: [r.cam.method, r.cam.scales, r.cam.flip], all_splits),
+    "cam": Stage("training.make_cams", ("train",), _cam_settings, all_splits),
     "pseudo_label": Stage("training.pseudo_label", ("cam",), _pseudo_label_settings, truth=_tuned),
     "affinity": Stage(
         "training.train_affinity",
@@ -158,7 +164,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         DatasetError: the data cannot be read; every image is looked at (its size), none is decoded.
     """
     splits = {split: _data_fingerprint(recipe, split) for split in all_splits(recipe)}
-    masks = _masks_fingerprint(recipe)
+    masks = masks_fingerprint(recipe.data, all_splits(recipe))
     weights = _file_hash(recipe.backbone.weights)
     keys: dict[str, str] = {}
     for name in plan(recipe):
@@ -182,14 +188,6 @@ def _data_fingerprint(recipe: Recipe, split: str) -> str:
     dataset = read(recipe.data, split)
     samples = [[sample.id, sample.tags, sample.image.stat().st_size] for sample in dataset]
     return _sha256([split, dataset.classes.names, samples])
-
-
-def _masks_fingerprint(recipe: Recipe) -> list[list[Any]] | None:
-    """Names and sizes; the sealed files themselves stay closed."""
-    folder = masks_folder(recipe.data)
-    if folder is None or not folder.is_dir():
-        return None
-    return sorted([str(path.relative_to(folder)), path.stat().st_size] for path in folder.rglob("*.png"))
 
 
 def _file_hash(name: str | None) -> str | None:

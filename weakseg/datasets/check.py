@@ -21,6 +21,8 @@ from weakseg.parallel import map_processes
 from weakseg.progress import Progress
 from weakseg.recipe import DataConfig
 
+CHUNK = 64  # images per task of a worker
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -97,10 +99,20 @@ def _files(config: DataConfig, datasets: dict[str, Dataset], workers: int, progr
             needs_mask = split != config.train or (before is not None and before.needs_mask)
             jobs[sample.id] = _Job(sample, truth, needs_mask)
     first: dict[str, str] = {}
-    for findings, path, digest in progress.each(map_processes(_look, jobs.values(), workers), "check", len(jobs)):
+    parts = map_processes(_look_at, _chunks([*jobs.values()]), workers)
+    for findings, path, digest in progress.each(chain.from_iterable(parts), "check", len(jobs)):
         yield from findings
         if digest and first.setdefault(digest, path) != path:
             yield Finding("warning", path, f"is the same file as {first[digest]}: keep one of the two")
+
+
+def _chunks(jobs: list[_Job]) -> Iterator[list[_Job]]:
+    """Several at a time: a Truth, which goes to the worker with them, knows all ids of its split."""
+    return (jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK))
+
+
+def _look_at(jobs: list[_Job]) -> list[tuple[list[Finding], str, str]]:
+    return [_look(job) for job in jobs]
 
 
 def _look(job: _Job) -> tuple[list[Finding], str, str]:
@@ -117,7 +129,9 @@ def _look(job: _Job) -> tuple[list[Finding], str, str]:
         findings.append(Finding("error", path, str(error)))
     if job.truth is not None and not job.truth.has(sample.id):
         level: Literal["error", "warning"] = "error" if job.needs_mask else "warning"
-        findings.append(Finding(level, path, f"expected a mask in {job.truth.folder}, got none: it cannot be scored"))
+        findings.append(
+            Finding(level, path, f"expected a mask in {job.truth.where(sample.id)}, got none: it cannot be scored")
+        )
     elif job.truth is not None:
         try:
             job.truth.mask(sample.id, size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The samples of one split, in a fixed order."""
+    """The samples of one split, in a fixed order; slices of them are tuples."""
 
     classes: ClassTable
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     split: str
     root: Path
 

@@ -3,9 +3,11 @@
 Training from image-level labels must never look at a mask, not even by accident. Two guards see to it:
 
 - `open_truth` takes the name of its opener and checks that the calling module is the one this name belongs to.
-- `seal` (called by weakseg.datasets.read) puts the mask folder under a process-wide audit hook: reading a file below it
-  by any way that goes through Python's `open` (Pillow, numpy, pathlib, torch.load, ...) raises, whatever relative path
-  or symbolic link leads there. Forked workers inherit the hook, spawned ones find the folders in WEAKSEG_SEALED.
+- `seal` (called by weakseg.datasets.read) puts what holds masks under a process-wide audit hook: reading one in
+  any way that goes through Python's `open` raises (weakseg.datasets.sealed).
+
+Masks are PNGs in a folder or, of COCO's instances files, drawn from the annotations. What those files say of tags is in
+an index that holds no mask (weakseg.datasets.coco_index); the files themselves are sealed.
 
 It is a guard against mistakes, not against malice. Native readers (cv2.imread, torchvision.io.read_file) raise no audit
 event; a test keeps them out of the packages.
@@ -14,21 +16,23 @@ event; a test keeps them out of the packages.
 from __future__ import annotations
 
 import io
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
 
 from weakseg.classes import ClassTable, ignore_value, mask_dtype
+from weakseg.datasets import coco, sealed
+from weakseg.datasets.coco_index import index
+from weakseg.datasets.coco_masks import CocoMasks
 from weakseg.datasets.common import stop
 from weakseg.datasets.formats import load
 from weakseg.errors import DataError, DatasetError, SealedTruthError, UnknownClassError
@@ -42,11 +46,35 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "report": ("weakseg.report",),  # shows truth beside predictions, ranks the images that it shows
     "data_check": ("weakseg.datasets.check",),
 }
-_ENVIRONMENT = "WEAKSEG_SEALED"  # sealed folders, one a line, for spawned workers
 
-_sealed: set[str] = set()  # real paths, each with a separator at its end
-_unlocked: ContextVar[bool] = ContextVar("weakseg_truth_unlocked", default=False)
-_hooked = False
+
+class Masks(Protocol):
+    """Where the masks of a dataset are; it pickles."""
+
+    def where(self, sample_id: str) -> str: ...
+    def has(self, sample_id: str) -> bool: ...
+    def read(self, sample_id: str, n_classes: int) -> NDArray[np.uint8] | NDArray[np.uint16]: ...
+
+
+@dataclass(frozen=True)
+class MaskFolder:
+    """Label maps <folder>/<id>.png."""
+
+    folder: Path
+
+    def where(self, sample_id: str) -> str:
+        return str(self._path(sample_id))
+
+    def has(self, sample_id: str) -> bool:
+        return self._path(sample_id).is_file()
+
+    def read(self, sample_id: str, n_classes: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        path = self._path(sample_id)
+        with sealed.open_sealed(path) as file:
+            return label_map_from_png(file.read(), n_classes, path)
+
+    def _path(self, sample_id: str) -> Path:
+        return self.folder / f"{sample_id}.png"
 
 
 @dataclass(frozen=True)
@@ -56,13 +84,21 @@ class Truth:
     ids: samples of the split; a mask of any other id raises.
     """
 
-    folder: Path
+    masks: Masks
     classes: ClassTable
     ids: tuple[str, ...]
 
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.ids)
+
     def has(self, sample_id: str) -> bool:
-        """Whether there is a mask file for this id."""
-        return sample_id in self.ids and self._path(sample_id).is_file()
+        """Whether there is a mask of this id."""
+        return sample_id in self._known and self.masks.has(sample_id)
+
+    def where(self, sample_id: str) -> str:
+        """Where the mask of this id is or would be."""
+        return self.masks.where(sample_id)
 
     def mask(self, sample_id: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """The label map of one sample, for its upright image.
@@ -73,21 +109,18 @@ class Truth:
             (H, W) uint8, or uint16 above 254 classes: 0 = background, class index + 1, 255 (65535) = IGNORE.
         Raises:
             SealedTruthError: the id is not in this split.
-            DatasetError: no such file, not a label map, or another size than the image.
+            DatasetError: no mask, not a label map, or another size than the image.
             UnknownClassError: a value above the number of classes.
         """
-        if sample_id not in self.ids:
+        if sample_id not in self._known:
             raise SealedTruthError(f"expected an id of the opened split ({len(self.ids)} ids), got {sample_id!r}")
-        path = self._path(sample_id)
-        labels = label_map_from_png(_read_sealed(path), len(self.classes), path)
+        labels = self.masks.read(sample_id, len(self.classes))
         if size is not None and labels.shape != tuple(size):
             raise DatasetError(
-                f"{path}: expected the size of its image, {size[1]}x{size[0]}, got {labels.shape[1]}x{labels.shape[0]}"
+                f"{self.where(sample_id)}: expected the size of its image, {size[1]}x{size[0]}, "
+                f"got {labels.shape[1]}x{labels.shape[0]}"
             )
         return labels
-
-    def _path(self, sample_id: str) -> Path:
-        return self.folder / f"{sample_id}.png"
 
 
 def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
@@ -101,9 +134,10 @@ def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
         DatasetError: the dataset has no masks.
     """
     _check_caller(opener, sys._getframe(1))
-    folder = masks_folder(config)
-    if folder is None or not folder.is_dir():
-        raise DatasetError(f"expected true masks in {folder or 'data.masks'}, got no such folder: set data.masks")
+    if not has_truth(config):
+        got = "got annotations without" if _drawn(config) else "got no such folder"
+        where = config.root if _drawn(config) else masks_folder(config) or "data.masks"
+        raise DatasetError(f"expected true masks in {where}, {got}: set data.masks")
     seal(config)
     # The check has told what is wrong with the lists, and still wants to see the masks of the rest.
     dataset = load(config, split, _overlook if opener == "data_check" else stop)
@@ -113,27 +147,42 @@ def open_truth(config: DataConfig, split: str, *, opener: str) -> Truth:
             raise SealedTruthError("validation_split may open the masks of data.tune only, got no such list: name one")
         tune = {sample.id for sample in load(config, config.tune)}
         ids = [sample_id for sample_id in ids if sample_id in tune]
-    return Truth(folder, dataset.classes, tuple(ids))
+    return Truth(_masks(config, split, dataset.classes), dataset.classes, tuple(ids))
 
 
 def has_truth(config: DataConfig) -> bool:
     """Whether the dataset comes with true masks at all (some samples may still have none)."""
+    if _drawn(config):
+        return any(found.has_mask.any() for found in coco.indexes(config))
     folder = masks_folder(config)
     return folder is not None and folder.is_dir()
 
 
 def masks_folder(config: DataConfig) -> Path | None:
-    """Where the true masks are or would be: `config.masks`, else <root>/SegmentationClass for voc."""
+    """Where the true masks are or would be, if in a folder: `config.masks`, else <root>/SegmentationClass for voc."""
     if config.masks is not None:
         return Path(config.masks)
     return Path(config.root) / "SegmentationClass" if config.format == "voc" else None
 
 
-def seal(config: DataConfig) -> None:
-    """From now on reading a file in the mask folder by any other way than a Truth raises SealedTruthError."""
+def masks_fingerprint(config: DataConfig, splits: Sequence[str]) -> list[list[Any]] | None:
+    """Names and sizes of the masks, of COCO's files the hashes; the sealed files themselves stay closed."""
+    if _drawn(config):
+        return [["instances", found.sha256] for found in coco.indexes(config, *splits)] or None
     folder = masks_folder(config)
-    if folder is not None and folder.is_dir():
-        _seal_folder(os.path.realpath(folder))
+    if folder is None or not folder.is_dir():
+        return None
+    return sorted([str(path.relative_to(folder)), path.stat().st_size] for path in folder.rglob("*.png"))
+
+
+def seal(config: DataConfig) -> None:
+    """From now on reading what holds true masks by any other way than a Truth raises SealedTruthError."""
+    folder = masks_folder(config)
+    if folder is not None:
+        sealed.seal(folder)
+    if config.format == "coco":  # also where masks come from elsewhere: its annotations hold some
+        for path in coco.annotation_paths(config):
+            sealed.seal(path)
 
 
 @contextmanager
@@ -167,6 +216,21 @@ def label_map_from_png(data: bytes, n_classes: int, where: Path) -> NDArray[np.u
     return labels
 
 
+def _drawn(config: DataConfig) -> bool:
+    """Whether masks are drawn from COCO's annotations."""
+    return config.format == "coco" and config.masks is None
+
+
+def _masks(config: DataConfig, split: str, classes: ClassTable) -> Masks:
+    if not _drawn(config):
+        folder = masks_folder(config)
+        assert folder is not None
+        return MaskFolder(folder)
+    path = coco.instances_file(config, split)
+    found = index(path)
+    return CocoMasks(path, found.sha256, coco.mask_values(found, classes))
+
+
 def _overlook(_where: str, _message: str, _error: type[DataError] = DatasetError) -> None:
     """A Complain that does not."""
 
@@ -181,40 +245,3 @@ def _check_caller(opener: str, frame: FrameType) -> None:
             f"expected {' or '.join(OPENERS[opener])} to open true masks as {opener!r}, got module {caller}: "
             "training from image-level labels must not see them"
         )
-
-
-def _read_sealed(path: Path) -> bytes:
-    token = _unlocked.set(True)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: expected a mask, got: {error.strerror or error}") from error
-    finally:
-        _unlocked.reset(token)
-
-
-def _seal_folder(real_path: str) -> None:
-    global _hooked
-    _sealed.add(os.path.join(real_path, ""))
-    os.environ[_ENVIRONMENT] = "\n".join(sorted(_sealed))
-    if not _hooked:
-        sys.addaudithook(_watch)
-        _hooked = True
-
-
-def _watch(event: str, args: tuple[Any, ...]) -> None:
-    """Audit hook: refuse to open a sealed file for reading. Runs at every audit event, so the common case is first."""
-    if event != "open" or not _sealed or _unlocked.get() or not isinstance(args[0], (str, bytes, os.PathLike)):
-        return
-    if args[2] & os.O_WRONLY or args[2] & os.O_TRUNC:  # writes a mask, or a new one over it: sees nothing of it
-        return
-    path = os.path.realpath(os.fsdecode(args[0]))
-    if any(path.startswith(folder) for folder in _sealed):
-        raise SealedTruthError(
-            f"{path} is a true mask: training from image-level labels must not see it. "
-            "Only weakseg.datasets.truth.open_truth reads masks"
-        )
-
-
-for _folder in filter(None, os.environ.get(_ENVIRONMENT, "").split("\n")):
-    _seal_folder(_folder)

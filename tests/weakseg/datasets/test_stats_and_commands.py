@@ -62,7 +62,7 @@ def test_make_synthetic_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         main([*arguments, "--seed", "1"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["chek"], ["check", "--formt", "csv"], ["stats", "--format", "coco"]])
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["check", "--formt", "csv"], ["stats", "--format", "yolo"]])
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)

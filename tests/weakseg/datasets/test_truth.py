@@ -177,6 +177,14 @@ def test_a_linked_masks_folder_is_sealed_where_it_really_is(make_voc, tmp_path: 
         Image.open(Path(config.root) / "SegmentationClass" / "b.png")
 
 
+def test_a_mask_that_is_a_link_itself_is_sealed_by_its_name(mask_path: Path, tmp_path: Path) -> None:
+    """As in data sets that are kept in a store of their own."""
+    mask_path.rename(tmp_path / "stored")
+    mask_path.symlink_to(tmp_path / "stored")
+    with pytest.raises(SealedTruthError):
+        mask_path.read_bytes()
+
+
 def test_reading_through_truth_opens_nothing_for_others(config: DataConfig, mask_path: Path) -> None:
     opened = truth(config)
     opened.mask("b")
