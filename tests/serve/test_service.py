@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import serve.pipeline
+import serve.service
 from serve.pace import LATEST, LEAST
 from serve.repository import find_bundles
 from weakseg.cam import alpha_from_threshold
 from weakseg.classes import ClassTable
+from weakseg.model import Model
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 from weakseg.wire import cam01_from_heatmap, labels_from_mask
@@ -403,6 +406,44 @@ def test_a_call_with_less_time_than_an_execution_takes_never_reaches_the_network
         small = colours[:8, :8]
         stub.Segment(request(png(small)), timeout=LONG_S)
     assert len(runner.batches) == LEAST + 2, "who has no deadline, or another size, is answered"
+
+
+@pytest.mark.parametrize(
+    ("last", "first_not", "output"),
+    [
+        ("look", "decode", spec("SEGMENTATION")),
+        ("run", "finish", spec("SEGMENTATION")),
+        ("run", "finish", spec("PSEUDO_MASK", refinement=pb.REFINEMENT_CRF)),
+        ("finish", "encode", spec("SEGMENTATION")),
+    ],
+    ids=["before it is decoded", "before its mask", "before it is refined", "before it is encoded"],
+)
+def test_nothing_more_is_done_once_the_deadline_has_passed(serving, colours, png, monkeypatch, last, first_not, output):
+    done, late_s = [], [0.0]
+
+    def recorded(step, function):
+        def record(*args, **kwargs):
+            done.append(step)
+            got = function(*args, **kwargs)
+            late_s[0] = 2 * LONG_S if step == last else late_s[0]
+            return got
+
+        return record
+
+    running = serving()
+    for step, owner, name in (
+        ("look", serve.pipeline, "probe"),
+        ("decode", Model, "decode"),
+        ("run", running.runner, "run"),
+        ("finish", Model, "finish"),
+        ("encode", serve.service, "response_from_answer"),
+    ):
+        monkeypatch.setattr(owner, name, recorded(step, getattr(owner, name)))
+    monkeypatch.setattr(serve.pipeline, "monotonic", lambda: time.monotonic() + late_s[0])
+    with stub_of(running) as stub, pytest.raises(grpc.RpcError) as raised:
+        stub.Segment(request(png(colours), output), timeout=LONG_S)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert done[-1] == last and first_not not in done
 
 
 def test_a_client_that_goes_away_ends_its_stream(serving, colours, png):
