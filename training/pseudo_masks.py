@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,9 @@ def read_soft(path: Path) -> NDArray[np.integer]:
         raise DataError(f"{path}: expected soft labels that a run wrote, got: {error}") from error
 
 
-def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress, *, advice: str) -> None:
+def check_labelled(
+    masks: Callable[[Sample], NDArray[np.integer]], dataset: Dataset, progress: Progress, *, advice: str
+) -> None:
     """Say which tagged classes, or that background, no mask is sure of: a network learns nothing of them.
 
     advice: what to set when everything is IGNORE.
@@ -64,7 +67,7 @@ def check_labelled(masks: PseudoMasks, dataset: Dataset, progress: Progress, *, 
     pixels = np.zeros(len(dataset.classes) + 1, dtype=np.int64)
     for sample in progress.each(dataset, "look at pseudo-masks", total=len(dataset)):
         labels = masks(sample)
-        labels = labels[..., :2] if masks.soft else labels  # the third is a share
+        labels = labels[..., :2] if labels.ndim == 3 else labels  # the third of soft labels is a share
         known = labels[labels != ignore_value(labels)]
         pixels += np.bincount(known, minlength=len(pixels))
     if not pixels.any():

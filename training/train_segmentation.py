@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import distributed, self_training
+from training import corrections, distributed, self_training
+from training.corrections import Corrected
 from training.data import UNLABELLED, Batch, LabelSource, TrainingImages
 from training.device import pick_device
 from training.loop import Moment, fit
@@ -41,15 +42,18 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     """Writes <folder>/<stage>/segmentation.pt; resumes from its checkpoint. `train_seg_full` is the upper bound.
 
     With several rounds the networks of the earlier ones, and what they make of the training images, are in
-    <stage>/round-<n>/.
+    <stage>/round-<n>/. Corrected masks (`train_seg.corrections`), in <stage>/corrections/, count in every round.
     """
     assert recipe.train_seg is not None
     if stage == "train_seg_full":
-        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1))
+        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1, corrections=None))
     self_training.check(recipe.train_seg)
     dataset = read(recipe.data, recipe.data.train)
     labels = label_source(recipe, folder)
+    corrected, record = corrections.keep(recipe, folder / stage, dataset, progress)
+    uncorrected = replace(dataset, samples=tuple(s for s in dataset if s.id not in corrected))
     if isinstance(labels, PseudoMasks):
+        labels = Corrected(labels, folder / stage, corrected)
         check_labelled(labels, dataset, progress, advice=LOWER_BAND)
     n_images = 0
     for n in range(1, recipe.train_seg.rounds):
@@ -57,11 +61,13 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         if not (earlier / "segmentation.pt").is_file():
             n_images += _train(recipe, folder, dataset, labels, earlier, progress)["n_images"]
         distributed.wait()
-        n_images += self_training.relabel(recipe, earlier / "segmentation.pt", dataset, recipe.train_seg.sure, progress)
-        labels = PseudoMasks(earlier, dataset.split, self_training.FOLDER)
-        check_labelled(labels, dataset, progress, advice=f"lower train_seg.sure, {recipe.train_seg.sure}")
+        sure = recipe.train_seg.sure
+        n_images += self_training.relabel(recipe, earlier / "segmentation.pt", uncorrected, sure, progress)
+        labels = Corrected(PseudoMasks(earlier, dataset.split, self_training.FOLDER), folder / stage, corrected)
+        check_labelled(labels, dataset, progress, advice=f"lower train_seg.sure, {sure}")
     summary = _train(recipe, folder, dataset, labels, folder / stage, progress)
-    return summary | {"n_images": n_images + summary["n_images"]}
+    summary |= {"n_images": n_images + summary["n_images"]}
+    return summary if record is None else summary | {"corrections": record}
 
 
 def _train(

@@ -195,7 +195,15 @@ class SegConfig:
     balance: Literal["none", "foreground"] = "foreground"  # foreground: background and objects weigh the same
     rounds: int = 1  # 2 = self-training: a network learns again from what the first makes of the training images
     sure: float = 0.8  # for it: IGNORE where no class is as likely
+    corrections: str | None = None  # masks that people corrected, in place of those images' pseudo-masks
     optim: OptimConfig = field(default_factory=_seg_optim)
+
+    def __post_init__(self) -> None:
+        if self.corrections is not None and self.supervision == "full":
+            raise ConfigError(
+                "train_seg.corrections are in place of pseudo-masks, which train_seg.supervision full has none of: "
+                "set one of the two"
+            )
 
 
 @dataclass(frozen=True)

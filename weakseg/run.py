@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from weakseg import crf, processes
+from weakseg.datasets import read
 from weakseg.environment import describe
 from weakseg.errors import UsageError
 from weakseg.files import write_json_atomic
+from weakseg.masks.corrections import corrections_of
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.recipe_loading import load_recipe, override, recipe_names
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     if args.recipe is None:
         parser.print_help()
         return 0 if args.help else UsageError.exit_code
+    overrides += ["--train_seg.corrections", args.corrections] if args.corrections is not None else []
     overrides += ["--help"] if args.help else []
     recipe = override(load_recipe(args.recipe), overrides, prog=f"weakseg run {args.recipe}")
     folder = args.folder or Path("runs") / recipe.name
@@ -84,6 +87,7 @@ def run(
     if only is not None:
         _require_inputs(only, folder, keys)
     _check_crf(recipe, names)
+    _check_corrections(recipe, folder, names, keys)
     with _locked(folder), processes.leading():
         write_json_atomic(folder / "config.json", asdict(recipe))
         write_json_atomic(folder / "environment.json", describe(recipe.seed))
@@ -120,6 +124,15 @@ def _check_crf(recipe: Recipe, names: Sequence[str]) -> None:
     for config in [config for config, stages in used if config is not None and stages & set(names)]:
         crf.check_config(config)
         crf.check_available(config.backend)
+
+
+def _check_corrections(recipe: Recipe, folder: Path, names: Sequence[str], keys: dict[str, str]) -> None:
+    """Corrections that cannot be used are refused before the stages that come before the one that learns from them."""
+    path = None if recipe.train_seg is None else recipe.train_seg.corrections
+    done = folder / "train_seg" / "done.json"
+    if path is not None and "train_seg" in names[1:] and _key_of(done) != keys["train_seg"]:
+        for _ in corrections_of(Path(path), read(recipe.data, recipe.data.train)):
+            pass
 
 
 def run_stage(name: str, recipe: Recipe, folder: Path, key: str, progress: Progress) -> dict[str, Any]:
@@ -192,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="first", metavar="STAGE", help="run this stage and all after it anew")
     parser.add_argument("--to", dest="last", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone")
+    parser.add_argument(
+        "--corrections",
+        metavar="FILE",
+        help="masks that people corrected, for train_seg: of Label Studio, CVAT or COCO, or a folder of index PNGs",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     return parser
 

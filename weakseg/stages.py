@@ -12,6 +12,7 @@ from typing import Any
 from weakseg.datasets import read
 from weakseg.datasets.truth import masks_fingerprint
 from weakseg.errors import ConfigError
+from weakseg.masks.corrections import fingerprint
 from weakseg.recipe import Recipe, SegConfig, WalkConfig
 
 SCHEMA = 1  # raise it when a stage computes something else from the same recipe: finished stages then run again
@@ -23,7 +24,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None, "soft": False},
-    "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8},
+    "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8, "corrections": None},
     "WalkConfig": {"background": None},
     "AffinityConfig": {"network": "affinitynet", "train_radius": None},
     "EvaluateConfig": {"seg_crf": None},
@@ -80,9 +81,15 @@ def _pseudo_label_settings(recipe: Recipe) -> Any:
 
 
 def _train_seg_settings(recipe: Recipe) -> Any:
-    """With several rounds a network relabels the training images by the views of the evaluation."""
-    again = recipe.train_seg is not None and recipe.train_seg.rounds > 1
-    return [recipe.train_seg, *([recipe.evaluate.seg_scales, recipe.evaluate.seg_flip] if again else [])]
+    """With several rounds a network relabels the training images by the views of the evaluation.
+
+    Corrections count by their content.
+    """
+    config = recipe.train_seg
+    if config is not None and config.corrections is not None:
+        config = replace(config, corrections=fingerprint(Path(config.corrections)))
+    again = config is not None and config.rounds > 1
+    return [config, *([recipe.evaluate.seg_scales, recipe.evaluate.seg_flip] if again else [])]
 
 
 STAGES: Mapping[str, Stage] = {
@@ -112,7 +119,7 @@ STAGES: Mapping[str, Stage] = {
     "train_seg_full": Stage(
         "training.train_segmentation",
         ("train",),
-        lambda r: [r.train_seg and replace(r.train_seg, rounds=1, sure=SegConfig().sure)],
+        lambda r: [r.train_seg and replace(r.train_seg, rounds=1, sure=SegConfig().sure, corrections=None)],
         _train_split,
         truth=lambda _: True,
         parallel=True,

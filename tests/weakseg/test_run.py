@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from weakseg import cli
-from weakseg.errors import ConfigError, DatasetError, TrainingError, UsageError, WeaksegError
+from weakseg.errors import ConfigError, DataError, DatasetError, TrainingError, UsageError, WeaksegError
 from weakseg.progress import Progress
 from weakseg.recipe import CrfConfig, DataConfig, EvaluateConfig, OptimConfig, PseudoLabelConfig, Recipe, TrainConfig
 from weakseg.run import run
@@ -278,3 +278,62 @@ def test_run_without_a_recipe_lists_them(capsys):
     assert cli.main(["run", "--help"]) == 0
     assert "wsss_mini" in capsys.readouterr().out
     assert cli.main(["run"]) == 2
+
+
+def with_corrections(recipe, path):
+    return replace(recipe, train_seg=replace(recipe.train_seg, corrections=str(path)))
+
+
+def corrected(folder, value=1, name="a.png"):
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(folder / name)
+    return folder
+
+
+def test_corrections_rerun_the_segmentation_network_when_their_content_changes(recipe, ran, tmp_path):
+    folder, masks = tmp_path / "run", corrected(tmp_path / "corrected")
+    run(recipe, folder, progress=SILENT)
+    after = plan(recipe)[plan(recipe).index("train_seg") :]
+    assert again(ran, with_corrections(recipe, masks), folder) == after
+    masks = masks.rename(tmp_path / "moved")
+    assert again(ran, with_corrections(recipe, masks), folder) == []
+    corrected(masks, value=2)
+    assert again(ran, with_corrections(recipe, masks), folder) == after
+    assert again(ran, recipe, folder) == after
+
+
+def test_corrections_leave_the_upper_bound_and_runs_without_any_as_they_are(recipe, tmp_path):
+    bound = replace(recipe, upper_bound=True)
+    before, after = stage_keys(bound), stage_keys(with_corrections(bound, corrected(tmp_path / "corrected")))
+    assert {name for name in before if before[name] != after[name]} == {"train_seg", "evaluate", "bundle", "report"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("c.png", 1), ("a.png", 3)])
+def test_bad_corrections_are_refused_before_the_first_stage(recipe, ran, tmp_path, name, value):
+    bad = with_corrections(recipe, corrected(tmp_path / "corrected", value, name))
+    with pytest.raises(DataError, match=f"corrected.*{name}"):
+        run(bad, tmp_path / "run", progress=SILENT)
+    with pytest.raises(ConfigError, match="expected corrected masks in .*absent"):
+        run(with_corrections(recipe, tmp_path / "absent"), tmp_path / "run", progress=SILENT)
+    assert ran == []
+    run(bad, tmp_path / "run", last="pseudo_label", progress=SILENT)  # which do not learn from them
+    assert ran == ["train", "cam", "pseudo_label"]
+
+
+def test_the_flag_for_corrections(recipe, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr("weakseg.run.load_recipe", lambda _: recipe)
+    masks, folder = str(corrected(tmp_path / "corrected")), str(tmp_path / "run")
+    assert cli.main(["run", "test", "--folder", folder, "--json"]) == 0
+    ran.clear()
+    assert cli.main(["train-seg", "test", "--folder", folder, "--corrections", masks, "--json"]) == 0
+    assert ran == ["train_seg"]
+    assert json.loads((tmp_path / "run/config.json").read_text())["train_seg"]["corrections"] == masks
+    assert cli.main(["run", "test", "--folder", folder, "--train_seg.corrections", masks, "--json"]) == 0
+    assert ran == ["train_seg", "evaluate", "bundle", "report"]
+
+
+def test_corrections_are_for_pseudo_masks(recipe, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="supervision full"):
+        replace(recipe.train_seg, supervision="full", corrections="masks.json")
+    assert cli.main(["run", "synthetic", "--train_seg.supervision", "full", "--corrections", "masks.json"]) == 2
+    assert "error: train_seg.corrections are in place of pseudo-masks" in capsys.readouterr().err

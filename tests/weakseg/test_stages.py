@@ -12,6 +12,7 @@ from weakseg.recipe import (
     EvaluateConfig,
     OptimConfig,
     Recipe,
+    SegConfig,
     ThresholdConfig,
     TrainConfig,
     WalkConfig,
@@ -86,6 +87,7 @@ def test_a_section_of_a_method_counts_where_its_method_is_used(data):
         (WalkConfig(), "background", 0.25),
         (AffinityConfig(), "network", "irn"),
         (AffinityConfig(), "train_radius", 10),
+        (SegConfig(), "corrections", "masks.json"),
     ],
 )
 def test_fields_added_later_count_when_they_change_something(section, name, value):
