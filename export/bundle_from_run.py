@@ -57,7 +57,14 @@ PARITY_MAX_SIDE = 512  # enough to meet every layer; the multi-scale graph is sl
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
-    """Writes <folder>/<stage>/<name>/<version>/. `n_images` are those that parity was checked on."""
+    """Writes <folder>/<stage>/<name>/<version>/. `n_images` are those that parity was checked on.
+
+    Where the CAM method cannot be exported there is no bundle, and the summary says why; `export_run` raises.
+    """
+    reason = why_no_bundle(recipe)
+    if reason is not None:
+        progress.say(f"bundle: none: {reason}")
+        return {"n_images": 0, "bundle": None, "reason": reason}
     return export_run(recipe, folder, folder / stage, progress)
 
 
@@ -68,7 +75,7 @@ def export_run(recipe: Recipe, folder: Path, models: Path, progress: Progress) -
         {"n_images", "bundle": its folder, "sha256", "mib", "parity": {file: {output: worst difference}}}.
     Raises:
         ParityError: a graph differs from torch by more than its precision may. WeightsError: a network is missing.
-        ConfigError: the CAM method needs gradients. BundleError: the bundle cannot be written.
+        ConfigError: the CAM method cannot be exported. BundleError: the bundle cannot be written.
     """
     train = read(recipe.data, recipe.data.train)
     graphs = trained_graphs(recipe, folder, train.classes)
@@ -99,14 +106,23 @@ def export_run(recipe: Recipe, folder: Path, models: Path, progress: Progress) -
     }
 
 
+def why_no_bundle(recipe: Recipe) -> str | None:
+    """What keeps the CAM method of a recipe out of a graph, and what to do; None = nothing."""
+    method = cams.get(recipe.cam.method)
+    if method.EXPORTABLE:
+        return None
+    return (
+        f"cam method {recipe.cam.method} {getattr(method, 'WHY_NOT', 'cannot be exported')}: "
+        "set --cam.method to a forward-only one, such as cam"
+    )
+
+
 def trained_graphs(recipe: Recipe, folder: Path, classes: ClassTable) -> dict[str, nn.Module]:
     """{graph name: module in evaluation mode, on the CPU} of the networks that the run has."""
+    reason = why_no_bundle(recipe)
+    if reason is not None:
+        raise ConfigError(reason)
     method = cams.get(recipe.cam.method)
-    if not method.EXPORTABLE:
-        raise ConfigError(
-            f"the CAM method {recipe.cam.method!r} needs gradients, which a graph does not have: "
-            "set --cam.method to a forward-only one, such as cam"
-        )
     classifier = _load(folder / "train" / "classifier.pt", "classifier", classes)
     graphs: dict[str, nn.Module] = {CLASSIFIER: ClassifierGraph(classifier, method)}
     if (recipe.cam.scales, recipe.cam.flip) != ((1.0,), False):

@@ -72,12 +72,15 @@ class ClassifierGraph(nn.Module):
         rows, cols = x.shape[2], x.shape[3]
         nearest_to_one = min(self.eighths, key=lambda e: abs(e - 8))
         cams = []
+        per_cell = getattr(self.method, "PER_CELL", False)
         for e in self.eighths:
             view = x if e == 8 else resize(x, view_side(rows, e), view_side(cols, e))
             view_logits, cam = self.method.maps(self.model, view)
             if self.flip:
                 mirror_logits, mirror_cam = self.method.maps(self.model, view.flip(3))
                 view_logits, cam = (view_logits + mirror_logits) / 2, cam + mirror_cam.flip(3)
+            if per_cell:  # in units of the logit, also because float16 could not hold less
+                cam = cam * (cam.shape[2] * cam.shape[3])
             cams.append(resize(cam, rows // MAP_STRIDE, cols // MAP_STRIDE))
             if e == nearest_to_one:
                 logits = view_logits

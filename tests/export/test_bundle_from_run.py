@@ -165,9 +165,24 @@ def test_unwritable_target(recipe, run_folder, networks, tmp_path, exported):
         bundle_from_run.export_run(recipe, run_folder, tmp_path / "models", SILENT)
 
 
-def test_a_method_that_needs_gradients(recipe, run_folder, monkeypatch):
+def test_a_method_that_needs_gradients(recipe, run_folder, tmp_path, capsys):
+    """The verb says why and fails; a run goes on to its report."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    gradients = replace(recipe, cam=replace(recipe.cam, method="grad_cam"))
+    write_json_atomic(copy / "config.json", asdict(gradients))
+    assert main(["export", str(copy), "--output", str(tmp_path / "models")]) == 2
+    reason = "cam method grad_cam needs gradients, which an exported graph does not have: set --cam.method to"
+    assert reason in capsys.readouterr().err
+    summary = bundle_from_run.run(gradients, copy, stage="bundle", progress=Progress("lines"))
+    assert summary["bundle"] is None and reason in summary["reason"]
+    assert f"bundle: none: {reason}" in capsys.readouterr().err
+    assert not (copy / "bundle").exists() and not (tmp_path / "models").exists()
+
+
+def test_a_method_that_gives_no_reason(recipe, run_folder, monkeypatch):
     monkeypatch.setattr(cams.get("cam"), "EXPORTABLE", False)
-    with pytest.raises(ConfigError, match="needs gradients"):
+    with pytest.raises(ConfigError, match="cam method cam cannot be exported"):
         bundle_from_run.trained_graphs(recipe, run_folder, bundle_from_run.ClassTable(NAMES))
 
 

@@ -1,0 +1,56 @@
+"""Classifiers that CAM methods are asked about."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training import methods
+from training.models import build_backbone
+from weakseg.recipe import BackboneConfig, TrainConfig
+
+TRAINED_BY = {"pcm": "seam"}  # CAM methods that want the classifier of a certain training method
+
+
+def classifier_for(cam_method: str, n_classes: int, seed: int = 0) -> nn.Module:
+    """A small one with random weights, in training mode but for its batch norm."""
+    torch.manual_seed(seed)
+    name = TRAINED_BY.get(cam_method, "cam")
+    backbone = build_backbone(BackboneConfig(name="small_resnet", freeze_stages=0))
+    return methods.get(name).build(backbone, n_classes, TrainConfig(method=name))
+
+
+def photographs(n: int = 2, height: int = 48, width: int = 64, seed: int = 1) -> Tensor:
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
+
+
+class Linear(nn.Module):
+    """A layer of a 1x1 convolution without a bias, and a head over its maps."""
+
+    def __init__(self, weight: list[list[float]], head: nn.Module) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(len(weight[0]), len(weight), 1, bias=False)
+        self.layer.weight.data = torch.tensor(weight)[:, :, None, None]
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layer(images))
+        return logits
+
+
+class Pooled(nn.Module):
+    """Global average pooling, and a linear layer without a bias."""
+
+    def __init__(self, weight: list[list[float]]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) @ self.weight.t()
+
+
+def flattened(weight: list[list[float]]) -> nn.Module:
+    """Flattened maps (K h w) and a fully connected layer."""
+    linear = nn.Linear(len(weight[0]), len(weight))
+    linear.weight.data = torch.tensor(weight)
+    return nn.Sequential(nn.Flatten(), linear)
