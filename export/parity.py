@@ -271,7 +271,7 @@ def _differences(
         scale = np.maximum(np.abs(ours).max(axis=axes, keepdims=True), _floor(ours, tolerance))
         yield Difference(name, size, _largest((ours - theirs) / scale), tolerance.raw_cam_rtol)
         if name == "cam":
-            for one, other, loud in zip(ours, theirs, _loud(ours, tolerance), strict=True):
+            for one, other, loud in zip(ours, theirs, _loud(ours, tolerance, normalisation), strict=True):
                 apart = normalise(one[loud], normalisation) - normalise(other[loud], normalisation)
                 yield Difference("cam01", size, _largest(apart), tolerance.cam01_atol)
 
@@ -289,9 +289,14 @@ def _floor(maps: NDArray[np.float32], tolerance: Tolerance) -> NDArray[np.float3
     return floor
 
 
-def _loud(maps: NDArray[np.float32], tolerance: Tolerance) -> NDArray[np.bool_]:
-    """(B, C): which maps are compared in [0, 1]."""
-    loud: NDArray[np.bool_] = (maps.max(axis=(2, 3), keepdims=True) > _floor(maps, tolerance))[:, :, 0, 0]
+def _loud(
+    maps: NDArray[np.float32], tolerance: Tolerance, normalisation: Literal["max", "minmax"]
+) -> NDArray[np.bool_]:
+    """(B, C): which maps are compared in [0, 1]. What `minmax` stretches is their range, however high they lie."""
+    reach = maps.max(axis=(2, 3), keepdims=True)
+    if normalisation == "minmax":
+        reach = reach - maps.min(axis=(2, 3), keepdims=True)
+    loud: NDArray[np.bool_] = (reach > _floor(maps, tolerance))[:, :, 0, 0]
     return loud
 
 
@@ -302,7 +307,8 @@ def _labels(expected: Arrays, got: Arrays, tolerance: Tolerance, normalisation: 
     if "cam" not in expected:
         return []
     pairs = []
-    for own, other, loud in zip(expected["cam"], got["cam"], _loud(expected["cam"], tolerance), strict=True):
+    which = _loud(expected["cam"], tolerance, normalisation)
+    for own, other, loud in zip(expected["cam"], got["cam"], which, strict=True):
         classes = np.flatnonzero(loud)
         maps = (normalise(cam[loud], normalisation) for cam in (own, other))
         one, two = (labels_from_cam(cam01, classes, CAM_THRESHOLD, len(own)) for cam01 in maps)

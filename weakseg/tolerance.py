@@ -22,7 +22,7 @@ class Tolerance:
     """How far a runtime may be from torch.
 
     raw_cam_rtol: on unnormalised CAMs, relative to the largest value of the map.
-    cam01_atol: on CAMs in [0, 1], for classes whose raw maximum is above `floor` and `quiet`.
+    cam01_atol: on CAMs in [0, 1], of classes whose raw maximum, under `minmax` range, is above `floor` and `quiet`.
     floor: a map that never exceeds this is noise; its normalised form is not compared. In units of the class's logit.
     quiet: maps that reach a smaller share of the image's largest value are noise, too: a few bits hold the large
         numbers that a quiet map is the difference of, not the difference.

@@ -127,3 +127,32 @@ def test_maps_that_torch_itself_cannot_compute_say_nothing() -> None:
     assert compare("classifier", Noisy(), Constant(1.0, 0.4), images, **settings).summary()["cam"] == 0
     with pytest.raises(ParityError, match=r"graph classifier, output cam, images 1x20x24 \(B x H x W\), fp32"):
         compare("classifier", Noisy(), Constant(1.01, 0.4), images, **settings)
+
+
+class Sloped(Constant):
+    """The same, each map rising by `rise` from left to right; `noise` on one cell."""
+
+    def __init__(self, *values: float, rise: float, noise: float = 0.0) -> None:
+        super().__init__(*values)
+        self.rise, self.noise = rise, noise
+
+    def run(self, graph, images, outputs=None):
+        cam = super().run(graph, images)["cam"]
+        cam += np.linspace(0, self.rise, cam.shape[3], dtype=np.float32)
+        cam[:, :, 0, cam.shape[3] // 2] += np.float32(self.noise)
+        return {"cam": cam}
+
+
+@pytest.mark.parametrize(
+    ("rise", "normalisation", "ok"), [(1e-3, "minmax", True), (1e-3, "max", True), (2e-2, "minmax", False)]
+)
+def test_what_minmax_stretches_is_the_range(rise, normalisation, ok) -> None:
+    """Noise of a 200,000th of a map is nothing, and much of a map that is nearly flat: which then says nothing."""
+    settings = {"normalisation": normalisation, "runtime": "test", "precision": "fp32", "views": 1}
+    reference, off = (Sloped(1.0, 1.0, rise=rise, noise=noise) for noise in (0.0, 5e-6))
+    images = [np.zeros((20, 240, 3), np.uint8)]
+    if ok:
+        compare("classifier", reference, off, images, **settings)
+    else:
+        with pytest.raises(ParityError, match="output cam01"):
+            compare("classifier", reference, off, images, **settings)
