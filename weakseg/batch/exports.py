@@ -3,6 +3,12 @@ be asked for later without computing a mask again; rewritten whole whenever a ro
 
     png           masks/*.png, always there: palette PNG, pixel = class id; classes.txt names 1, 2, ...
     coco          coco/instances-<shard>.json, run lengths; coco-polygons: polygons where a class has no hole
+    yolo          yolo/labels/*.txt and yolo/dataset.yaml
+    label-studio  label_studio/tasks-<shard>.json with brush predictions, config.xml for the project
+    cvat          cvat/annotations-<shard>.xml, "CVAT for images 1.1"
+    labelme       labelme/*.json
+    parquet       parquet/masks-<shard>.parquet
+    fiftyone      fiftyone.json: the class of every pixel value
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from weakseg.errors import DataError
 from weakseg.masks.labelled import LabelledImage
 from weakseg.masks.png import labels_from_png
 
-Format = Literal["png", "coco", "coco-polygons"]
+Format = Literal["png", "coco", "coco-polygons", "yolo", "label-studio", "cvat", "labelme", "parquet", "fiftyone"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,48 @@ def _coco(finished: Finished, kind: Literal["rle", "polygon"], folder: str) -> N
     )
 
 
+def _yolo(finished: Finished) -> None:
+    from weakseg.masks.yolo import dataset_yaml, txt_from_labels
+
+    for row, image in finished.with_rows():
+        finished.store.write(f"yolo/labels/{row['key']}.txt", txt_from_labels(image.labels, finished.classes).encode())
+    finished.store.write("yolo/dataset.yaml", dataset_yaml(finished.classes).encode())
+
+
+def _label_studio(finished: Finished) -> None:
+    from weakseg.masks.label_studio import label_config, tasks_json
+
+    chunks = tasks_json(finished, finished.classes, model_version=finished.model)
+    _stream(finished, f"label_studio/tasks-{finished.shard}.json", chunks)
+    finished.store.write("label_studio/config.xml", label_config(finished.classes, "brush").encode())
+
+
+def _cvat(finished: Finished) -> None:
+    from weakseg.masks.cvat import annotations_xml
+
+    _stream(finished, f"cvat/annotations-{finished.shard}.xml", annotations_xml(finished, finished.classes))
+
+
+def _labelme(finished: Finished) -> None:
+    from weakseg.masks.labelme import json_from_labels
+
+    for row, image in finished.with_rows():
+        finished.store.write(f"labelme/{row['key']}.json", json_from_labels(image, finished.classes))
+
+
+def _parquet(finished: Finished) -> None:
+    from weakseg.masks.parquet import write_parquet
+
+    with finished.store.writing(f"parquet/masks-{finished.shard}.parquet") as file:
+        write_parquet(file, finished, finished.classes)
+
+
+def _fiftyone(finished: Finished) -> None:
+    from weakseg.masks.fiftyone import mask_targets
+
+    finished.store.write("fiftyone.json", (json.dumps(mask_targets(finished.classes), indent=2) + "\n").encode())
+
+
 def _stream(finished: Finished, path: str, chunks: Iterable[bytes]) -> None:
     with finished.store.writing(path) as file:
         for chunk in chunks:
@@ -106,4 +154,10 @@ EXPORTS: Mapping[Format, Export] = {
     "png": _png,
     "coco": lambda finished: _coco(finished, "rle", "coco"),
     "coco-polygons": lambda finished: _coco(finished, "polygon", "coco-polygons"),
+    "yolo": _yolo,
+    "label-studio": _label_studio,
+    "cvat": _cvat,
+    "labelme": _labelme,
+    "parquet": _parquet,
+    "fiftyone": _fiftyone,
 }

@@ -1,4 +1,4 @@
-"""Which masks a person should look at first: the least certain ones.
+"""Which masks a person should look at first: the least certain ones, as a list and as task files of Label Studio and CVAT.
 
 `uncertainty` ranks by what the model says of its own mask; that this finds bad masks is measured in docs/results.md
 (`python -m benchmarks.review`).
@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import heapq
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from weakseg.batch.exports import Finished
 from weakseg.batch.manifest import Row
+from weakseg.masks.labelled import LabelledImage
 
 
 def uncertainty(row: Row) -> float:
@@ -43,6 +45,30 @@ def ranking_csv(rows: Iterable[Row]) -> bytes:
 
 
 def write_review(finished: Finished, n: int) -> None:
-    """review/ranking-<shard>.csv of n images."""
+    """review/ranking-<shard>.csv, tasks-<shard>.json and annotations-<shard>.xml of n images."""
+    from weakseg.masks.cvat import annotations_xml
+    from weakseg.masks.label_studio import label_config, tasks_json
+
     rows = least_certain(finished.journal.rows(), n)
     finished.store.write(f"review/ranking-{finished.shard}.csv", ranking_csv(rows))
+    chosen = _Chosen(finished, tuple(rows))
+    tasks = tasks_json(chosen, finished.classes, model_version=finished.model)
+    for path, chunks in (
+        (f"review/tasks-{finished.shard}.json", tasks),
+        (f"review/annotations-{finished.shard}.xml", annotations_xml(chosen, finished.classes)),
+    ):
+        with finished.store.writing(path) as file:
+            for chunk in chunks:
+                file.write(chunk)
+    finished.store.write("review/config.xml", label_config(finished.classes, "brush").encode())
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some of the finished images, in an order of their own."""
+
+    finished: Finished
+    rows: tuple[Row, ...]
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        return (image for _, image in self.finished.with_rows(self.rows))

@@ -453,13 +453,20 @@ def test_progress_and_metrics(photos, command, tmp_path):
 def test_formats_may_be_asked_for_later(photos, job, tmp_path):
     out = tmp_path / "out"
     job(photos, out)
-    names = ["coco", "coco-polygons"]
+    names = ["coco", "coco-polygons", "yolo", "label-studio", "cvat", "labelme", "parquet", "fiftyone"]
     code, said = job(photos, out, "--formats", *names, "--review", "5")
     assert code == 0 and said["labelled"] == 0 and said["written"] == [*names, "review-5"]
     assert job(photos, out, "--formats", *names, "--review", "5")[1]["written"] == []
     files = tree(out)
     assert len(json.loads(files["coco/instances-00000-of-00001.json"])["images"]) == 14
-    assert len(files["review/ranking-00000-of-00001.csv"].splitlines()) == 6
+    assert len(json.loads(files["review/tasks-00000-of-00001.json"])) == 5
+    ranking = files["review/ranking-00000-of-00001.csv"].decode().splitlines()
+    assert ranking[0] == "image,uncertainty,mask" and len(ranking) == 6
+    doubts = [float(line.split(",")[1]) for line in ranking[1:]]
+    assert doubts == sorted(doubts, reverse=True)
+    assert len(json.loads(files["label_studio/tasks-00000-of-00001.json"])) == 14
+    assert files["cvat/annotations-00000-of-00001.xml"].count(b"<image ") == 14
+    assert len([path for path in files if path.startswith("yolo/labels/")]) == 14
     at_once = tmp_path / "at-once"
     job(photos, at_once, "--formats", *names, "--review", "5")
     assert tree(at_once) == files
