@@ -1,4 +1,4 @@
-"""Which masks a person should look at first: the least certain ones, as a list and as task files of Label Studio and CVAT.
+"""Which masks a person should look at first: the least certain ones, as a list and as Label Studio and CVAT tasks.
 
 `uncertainty` ranks by what the model says of its own mask; that this finds bad masks is measured in docs/results.md
 (`python -m benchmarks.review`).
