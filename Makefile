@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,7 +99,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-serving  ## every benchmark that runs on a CPU
+bench: bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-serving  ## every benchmark that runs on a CPU
 
 bench-crf: $(STAMP)  ## our dense CRF against pydensecrf2 (`make oracle` first)
 	$(BIN)/python -m benchmarks.crf $(RUN)
@@ -120,6 +120,9 @@ bench-seam: $(STAMP)  ## a step of SEAM against a step of the plain classifier
 
 bench-stages: $(STAMP)  ## images/s of each stage, from the run folder RUN=runs/demo
 	$(BIN)/python -m benchmarks.stages $(RUN)
+
+bench-coco: $(STAMP)  ## starting on a data set of COCO's size, beside json.load and pycocotools
+	$(TEST_ENV) $(BIN)/python -m benchmarks.coco_reader
 
 bench-pseudo-label: $(STAMP)  ## the batch job against the field's way, of RUN=runs/wsss_mini (`make oracle` first)
 	$(BIN)/python -m benchmarks.pseudo_label $(RUN)
