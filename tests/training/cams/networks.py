@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,27 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) @ self.weight.t()
+
+
+def waves(*shape: int, phase: float = 0.0) -> Tensor:
+    """Numbers in [-1, 1] that are the same wherever they are made."""
+    k = torch.arange(math.prod(shape), dtype=torch.float64)
+    return torch.sin(0.7 * k + 0.013 * k * k + phase).reshape(shape).float()
+
+
+def of_waves() -> nn.Sequential:
+    """Two convolutions and a fully connected layer for images (B, 2, 5, 6), three classes; layers 1 and 3 are ReLUs."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(3 * 5 * 6, 3),
+    )
+    for i, parameter in enumerate(network.parameters()):
+        parameter.data = waves(*parameter.shape, phase=0.3 * i)
+    return network.eval()
 
 
 def flattened(weight: list[list[float]]) -> nn.Module:

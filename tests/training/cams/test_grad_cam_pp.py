@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from tests.training.cams.networks import Linear, Pooled, classifier_for, flattened, photographs
 from training import cams
