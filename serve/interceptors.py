@@ -41,6 +41,8 @@ EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what a read gives when 
 # Of a text that may quote the client. A status has it up to three times, and gRPC takes 8 KiB of trailers.
 MAX_TOLD_BYTES = 1000
 
+SENT_S = 0.1  # in which gRPC says that an answer is sent that its client may have by now
+
 log = logging.getLogger("serve.errors")
 calls = logging.getLogger("serve.calls")
 audit = logging.getLogger(AUDIT)
@@ -164,11 +166,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Whether no call of ours was running within the time."""
-        if not self.running:  # with no time at all, `wait_for` would not even look
-            return True
+        """Whether no call of ours was running within the time, or SENT_S."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            await asyncio.wait_for(self._idle.wait(), max(timeout_s, SENT_S))
         except TimeoutError:
             return False
         return True
