@@ -14,8 +14,10 @@ from grpc_status import rpc_status
 
 import weakseg
 from serve import logs
+from serve.admin import MAX_CALLS
 from serve.repository import find_bundles
 from serve.settings import ServeConfig
+from tests import http2
 from weakseg.client import Client
 from weakseg.errors import ConfigError, ModelNotFoundError
 from weakseg.v1 import admin_service_pb2 as pb
@@ -296,6 +298,19 @@ def test_a_port_in_use_is_a_clear_error(serving, shared_serving):
     port = shared_serving.server.port
     with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: .* choose another with --admin-port"):
         serving(admin_port=port)
+
+
+def test_calls_that_say_nothing_are_few(administered):
+    running = administered()
+    block = http2.headers("/weakseg.v1.AdminService/GetLogLevel")
+    with Admin(running) as admin, http2.connect(f"127.0.0.1:{running.server.admin_port}") as connection:
+        for call in range(MAX_CALLS + 10):
+            connection.sendall(http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * call + 1, block))
+        running.until(lambda: len(running.server._edge._idle_calls) == MAX_CALLS)
+        assert admin("GetLogLevel") == ("RESOURCE_EXHAUSTED", "")
+        connection.close()
+        running.until(lambda: len(running.server._edge._idle_calls) == 0)
+        assert admin("GetLogLevel").level
 
 
 def test_an_overloaded_and_draining_server_is_administered(serving, png, colours, folder):

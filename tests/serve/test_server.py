@@ -331,6 +331,14 @@ def test_check_loads_the_bundles_prints_the_settings_and_opens_no_port(toy_bundl
     assert main(["serve", "--check", "--bundle", str(toy_bundle), *missing]) == 2
     assert "expected a file of tokens" in capsys.readouterr().err
 
+    unreadable = ["--tls-cert", "none.crt", "--tls-key", "none.key"]
+    assert main(["serve", "--check", "--bundle", str(toy_bundle), *unreadable]) == 2
+    assert "expected a PEM certificate" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+        assert main(["serve", "--check", "--bundle", str(toy_bundle), "--tracing"]) == 2
+        assert "OTEL_TRACES_EXPORTER" in capsys.readouterr().err
+
     models = shutil.copytree(toy_bundle.parents[1], tmp_path / "models")
     (models / "toy" / "labels.toml").write_text('stable = "1"\ncanary = "9"\n')
     assert main(["serve", "--check", "--models", str(models)]) == 1

@@ -5,17 +5,20 @@ import time
 from functools import partial
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 
 from serve.access import CLIENT
+from serve.idle import MOST_IDLE
 from serve.inference import grpc_inference_service_pb2 as oip
-from serve.server import HOLD_S, REFUSALS_S
+from serve.server import CALLS_BEYOND, HOLD_S, REFUSALS_S
 from serve.unread import COPIES, Unread
 from tests import http2
 from weakseg.client import Client
 from weakseg.errors import QueueFullError
 from weakseg.v1 import segmentation_service_pb2 as pb
+from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LONG_S = 60.0
 MIB = 2**20
@@ -145,6 +148,27 @@ def test_a_request_that_waited_for_memory_is_refused_when_others_have_filled_it(
         answered = running.sample("weakseg_requests_total", model="toy", version="1", code="OK")
         assert answered == len(running.runner.batches)
         assert 6 <= answered <= 8, "4 MiB of answers, and two images inside"
+
+
+def test_so_many_calls_are_held_whatever_their_answers_are(serving):
+    """Beyond these gRPC refuses all, until connections go."""
+    running = serving(queue_limit=1, max_batch=1)
+    most, path = MOST_IDLE + 2 + CALLS_BEYOND, "/weakseg.v1.SegmentationService/GetModel"
+    streams = range(1, 200, 2)
+    with contextlib.ExitStack() as opened, grpc.insecure_channel(running.target) as channel:
+        get_model = partial(pb_grpc.SegmentationServiceStub(channel).GetModel, pb.GetModelRequest(), timeout=LONG_S)
+        for _ in range(most // len(streams) + 1):
+            connection = opened.enter_context(http2.connect(running.target, http2.NO_WINDOW))
+            for stream in streams:
+                ask(connection, path, stream, pb.GetModelRequest())
+        running.until(lambda: running.server._edge.running == most)
+        with pytest.raises(grpc.RpcError) as raised:
+            get_model()
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert running.server._edge.running == most
+        opened.close()
+        running.until(lambda: running.server._edge.running == 0)
+        assert get_model().model.ref.name == "toy"
 
 
 @pytest.mark.parametrize("path", METHODS)
