@@ -11,7 +11,7 @@ from typing import Literal
 
 from weakseg.errors import ConfigError
 
-BACKBONES = ("mobilenet_v2", "resnet50", "resnet101", "resnet38d", "small_resnet")
+BACKBONES = ("mobilenet_v2", "resnet50", "resnet101", "resnet38d", "vgg16", "small_resnet")
 HF_PREFIX = "hf:"
 
 
@@ -34,9 +34,9 @@ class DataConfig:
 class BackboneConfig:
     """The network under every head."""
 
-    name: str = "mobilenet_v2"  # mobilenet_v2, resnet50, resnet101, resnet38d, small_resnet, hf:<id or folder>
+    name: str = "mobilenet_v2"  # mobilenet_v2, resnet50, resnet101, resnet38d, vgg16, small_resnet, hf:<id or folder>
     weights: str | None = None  # "imagenet", a .pth, .safetensors or .params file; None = random, for hf: its own
-    input_scale: Literal["imagenet", "inception"] = "imagenet"  # mean/std of the weights; inception: x / 127.5 - 1
+    input_scale: Literal["imagenet", "inception", "caffe"] = "imagenet"  # of the weights; inception: x / 127.5 - 1
     output_stride: Literal[8, 16] = 16
     freeze_stages: int = 2  # the first N of 5 stages get no gradient
     freeze_bn: bool = True  # batch norm keeps its statistics and affine

@@ -14,6 +14,7 @@ from weakseg.recipe import BackboneConfig
 MEAN_STD = {  # on RGB / 255
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "caffe": ((122.675 / 255, 116.669 / 255, 104.008 / 255), (1 / 255, 1 / 255, 1 / 255)),  # in order of RGB here, too
 }
 
 

@@ -10,6 +10,7 @@ from training.models.mobilenet_v2 import MobileNetV2
 from training.models.resnet import ResNet
 from training.models.resnet38d import ResNet38d
 from training.models.small_resnet import SmallResNet
+from training.models.vgg16 import Vgg16
 from training.models.weights import load_backbone_weights
 from weakseg.errors import ConfigError
 from weakseg.recipe import HF_PREFIX, BackboneConfig
@@ -19,6 +20,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "resnet50": ResNet,
     "resnet101": ResNet,
     "resnet38d": ResNet38d,
+    "vgg16": Vgg16,
     "small_resnet": SmallResNet,
 }
 

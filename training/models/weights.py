@@ -11,6 +11,7 @@ from torch import Tensor
 
 from training.models.backbone import Backbone
 from training.models.mxnet_params import read_params, resnet38d_from_mxnet
+from training.models.vgg16 import vgg16_state
 from weakseg.errors import WeightsError
 from weakseg.recipe import BackboneConfig
 
@@ -19,6 +20,7 @@ IMAGENET = {
     "mobilenet_v2": "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
     "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
     "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
 }
 AUTHORS_HEADS = {"fc8": "head", "f8_3": "pcm.low", "f8_4": "pcm.high", "f9": "pcm.embed"}  # SEAM's names -> ours
 CLASSIFIER_PREFIXES = ("classifier.", "fc.")  # the 1000-way head of the published files is not used
@@ -33,6 +35,7 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> None:
     assert config.weights is not None
     state = _download(config.name) if config.weights == "imagenet" else read_state_dict(Path(config.weights))
     state, _ = authors_state(state)
+    state = vgg16_state(state) if config.name == "vgg16" else state
     state = {_own_name(key): value for key, value in state.items() if not key.startswith(CLASSIFIER_PREFIXES)}
     load_strictly(backbone, state, what=f"{config.weights} into {config.name}")
 
@@ -103,7 +106,7 @@ def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], what: str) 
 
 
 def _own_name(key: str) -> str:
-    """torchvision's MobileNetV2 calls its layers `features`; that is the name of a method here."""
+    """torchvision's MobileNetV2 and VGG16 call their layers `features`; that is the name of a method here."""
     return "body." + key.removeprefix("features.") if key.startswith("features.") else key
 
 
