@@ -29,7 +29,7 @@ def label_images(classifier: Path, images: Iterable[tuple[Path, list[int]]], out
     for folder in ("cam", *(f"crf_{alpha}" for alpha in ALPHAS)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path, classes in images:
-        image = np.asarray(Image.open(path).convert("RGB"))
+        image = np.array(Image.open(path).convert("RGB"))
         cams = multi_scale_cams(model, image, classes)
         np.save(out / "cam" / f"{path.stem}.npy", cams, allow_pickle=True)  # type: ignore[arg-type]
         for alpha in ALPHAS:

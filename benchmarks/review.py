@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.line import line
+from benchmarks.pseudo_label import table_of
 from training.pseudo_label import scored_indices
 from weakseg.batch.commands import Arguments, label
 from weakseg.batch.manifest import Row, part_path
@@ -32,13 +33,45 @@ from weakseg.report import recipe_of
 
 FIRST = 0.1  # of the images, whose IoU is told beside
 
+
+def entropy(row: Row) -> float:
+    return _or_one(row["quality"]["entropy"])
+
+
+def undecided(row: Row) -> float:
+    return (row["quality"]["undecided_px"] or 0) / (row["width"] * row["height"])
+
+
+def doubts(row: Row) -> list[float]:
+    """Of each present class: 1 where it has no pixel, else how little the mask trusts those it has."""
+    sure = {one["name"]: one["confidence"] or 0.0 for one in row["classes"]}
+    return [1 - sure.get(name, 0.0) for name in row["present"]] or [1.0]
+
+
+def missing(row: Row) -> float:
+    shown = {one["name"] for one in row["classes"]}
+    return float(np.mean([name not in shown for name in row["present"]])) if row["present"] else 1.0
+
+
+def small(row: Row) -> float:
+    share = sum(one["area_px"] for one in row["classes"]) / (row["width"] * row["height"])
+    return 1 - share
+
+
 SIGNALS: dict[str, Callable[[Row], float]] = {
     "uncertainty": uncertainty,
-    "entropy": lambda row: _or_one(row["quality"]["entropy"]),
+    "entropy": entropy,
     "lack_of_confidence": lambda row: 1 - (row["quality"]["confidence"] or 0.0),
-    "undecided": lambda row: (row["quality"]["undecided_px"] or 0) / (row["width"] * row["height"]),
-    "least_sure_class": lambda row: 1 - min([one["confidence"] or 0.0 for one in row["classes"]], default=0.0),
-    "small_objects": lambda row: -float(sum(one["area_px"] for one in row["classes"])),
+    "undecided": undecided,
+    "undecided_of_objects": lambda row: undecided(row) / max(1 - small(row) + undecided(row), 1e-6),
+    "least_sure_class": lambda row: max(doubts(row)),
+    "mean_doubt": lambda row: float(np.mean(doubts(row))),
+    "missing": missing,
+    "small": small,
+    "undecided_and_missing": lambda row: undecided(row) + missing(row),
+    "undecided_and_least_sure": lambda row: undecided(row) + max(doubts(row)),
+    "undecided_and_mean_doubt": lambda row: undecided(row) + float(np.mean(doubts(row))),
+    "twice_undecided_and_mean_doubt": lambda row: 2 * undecided(row) + float(np.mean(doubts(row))),
 }
 
 
@@ -51,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bundle = args.run / "bundle" / recipe.export.name / recipe.export.version
     for tags in (False, True):
         with tempfile.TemporaryDirectory(prefix="weakseg-review-") as folder:
-            rows, ious = labelled(recipe, bundle, args.on, tags, Path(folder) / "out")
+            rows, ious = labelled(recipe, bundle, args.on, tags, Path(folder))
         signals = SIGNALS if args.on == "tune" else {"uncertainty": uncertainty}
         for name, signal in signals.items():
             found, first = judged(ious, np.array([signal(row) for row in rows]))
@@ -60,32 +93,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             line(f"review.{given}.{name}.first_{FIRST:.0%}", first, float(ious.mean()), unit="IoU", cost=True)
 
 
-def labelled(recipe: Recipe, bundle: Path, on: str, tags: bool, out: Path) -> tuple[list[Row], NDArray[np.float64]]:
+def labelled(recipe: Recipe, bundle: Path, on: str, tags: bool, folder: Path) -> tuple[list[Row], NDArray[np.float64]]:
     """Rows of the images with truth, and the mean IoU of each over background and its classes."""
     split = recipe.data.train if on == "tune" else on
-    label(
-        Arguments(
-            recipe.data.root,
-            str(out),
-            bundle=bundle,
-            dataset=recipe.data.format,
-            split=split,
-            tags_key=recipe.data.tags_key,
-            use_tags=tags,
-            json=True,
-        )
-    )
     dataset = read(recipe.data, split)
     scored = scored_indices(recipe, dataset.classes)
     with trusted("validation_split" if on == "tune" else "scorer", __spec__.name):
         truth = open_truth(recipe.data, split, opener="validation_split" if on == "tune" else "scorer")
-    by_key = {row["key"]: row for row in map(json.loads, (out / part_path(0, 1)).read_text().splitlines())}
+    samples = [sample for sample in dataset if on != "tune" or sample.id in truth.ids]
+    table = table_of(samples, dataset, folder / "images.csv")
+    label(Arguments(str(table), str(folder / "out"), bundle=bundle, use_tags=tags, json=True))
+    lines = (folder / "out" / part_path(0, 1)).read_text().splitlines()
+    by_uri: dict[str, Any] = {row["uri"]: row for row in map(json.loads, lines)}
     rows, ious = [], []
-    for sample in dataset:
-        if on == "tune" and sample.id not in truth.ids:
-            continue
-        row: Any = by_key[sample.id]
-        labels = labels_from_png((out / row["outputs"]["mask"]["path"]).read_bytes())
+    for sample in samples:
+        row = by_uri[str(sample.image.resolve())]
+        labels = labels_from_png((folder / "out" / row["outputs"]["mask"]["path"]).read_bytes())
         iou = image_iou(labels, truth.mask(sample.id, labels.shape), scored)
         if iou is not None:
             rows.append(row)

@@ -236,6 +236,7 @@ class Labeller:
 
     def _described(self, row: Row, result: Result) -> Row:
         filled: Row = {**row, "status": "ok", "width": result.width, "height": result.height}
+        filled["present"] = list(result.present)
         quality = result.quality[self.kind]
         filled["classes"] = [
             {

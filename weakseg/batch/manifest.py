@@ -50,6 +50,7 @@ class Row(TypedDict, total=False):
     width: int
     height: int
     tags: list[str] | None  # as given; None = present classes are those of high score
+    present: list[str]  # classes that the mask could show: the tags, or those of high score; none of a segmentation
     classes: list[ClassRow]
     scores: dict[str, float]  # of classes with at least MIN_SCORE
     quality: dict[str, float | int | None]  # confidence and entropy of the mask, pixels left undecided

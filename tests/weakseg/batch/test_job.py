@@ -55,6 +55,7 @@ def test_masks_and_manifest(photos, job, model, tmp_path):
         assert (row["model"], row["model_sha256"]) == ("toy/1", result.model_sha256)
         assert row["threshold"] == result.threshold.to_dict() and row["refined_by"] == result.refined_by
         assert {one["name"] for one in row["classes"]} == set(result.legend())
+        assert row["present"] == list(result.present)
         assert row["scores"] == pytest.approx({k: v for k, v in result.scores.items() if v >= 0.01}, abs=1e-6)
         assert provenance_of(png)["model"] == "toy/1"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
