@@ -144,7 +144,8 @@ def labelmap_txt(classes: ClassTable, palette: NDArray[np.uint8] | None = None, 
 
     Args:
         palette: (n, 3) uint8 RGB, row = mask value; None = the VOC colours.
-        ignore: a label for IGNORE pixels. Without it an importer meets a colour that it does not know.
+        ignore: a label for IGNORE pixels. Without one, importers refuse masks that have any: where the task in CVAT has
+            no such label, write the PNGs of `labels_shown`.
     Raises:
         UsageError: more classes than palettes have colours, names that the file cannot hold, or `ignore` is a class.
     """
