@@ -46,8 +46,10 @@ def mask_from_rle(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
         DataError: damaged characters, a negative run, or runs that do not add up to height x width.
     """
     counts = counts_from_string(rle)
-    if (counts < 0).any() or int(counts.sum()) != height * width:
-        raise DataError(f"expected run lengths of {height} x {width} pixels, got a sum of {int(counts.sum())}")
+    # Each by itself first: a sum of numbers up to 2^60 may wrap around to anything.
+    if (counts < 0).any() or (counts > height * width).any() or int(counts.sum()) != height * width:
+        total = sum(counts.tolist())
+        raise DataError(f"expected run lengths of {height} x {width} pixels, got a sum of {total}")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return flat.reshape(width, height).T
 

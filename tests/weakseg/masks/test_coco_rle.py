@@ -74,6 +74,12 @@ def test_damaged_counts_are_refused(bad):
         mask_from_rle(bad, 2, 3)
 
 
+def test_runs_whose_sum_wraps_around():
+    rle = string_from_counts(np.array([2**58] * 63 + [2**58 + 12]))
+    with pytest.raises(DataError, match="expected run lengths of 3 x 4 pixels, got a sum of 18446744073709551628"):
+        mask_from_rle(rle, 3, 4)
+
+
 @given(st.binary(max_size=40))
 def test_any_bytes_decode_or_raise(data):
     with contextlib.suppress(DataError):
