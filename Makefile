@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,20 @@ $(TRITONCLIENT)/.installed: Makefile
 
 test-oip: $(STAMP) $(TRITONCLIENT)/.installed  ## the Open Inference Protocol, asked by NVIDIA's tritonclient
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/serve/test_tritonclient_slow.py
+
+# What reads our masks, each in an environment of its own: they want other versions of what we use.
+.venv-cvat/.installed: PEER := cvat-sdk==2.80.0 numpy
+.venv-datumaro/.installed: PEER := datumaro==1.13.12
+.venv-fiftyone/.installed: PEER := fiftyone==1.22.1
+.venv-label-studio/.installed: PEER := label-studio-converter==0.0.59
+.venv-labelme/.installed: PEER := labelme==6.3.1
+.venv-cvat/.installed .venv-datumaro/.installed .venv-fiftyone/.installed .venv-label-studio/.installed .venv-labelme/.installed: Makefile
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)
+	@touch $@
+
+test-formats: $(STAMP) .venv-cvat/.installed .venv-datumaro/.installed .venv-fiftyone/.installed .venv-label-studio/.installed .venv-labelme/.installed  ## our masks, read by CVAT's SDK, datumaro, FiftyOne, Label Studio's converter and labelme
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests/weakseg/masks
 
 examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
 	npm ci --prefix examples/node --ignore-scripts --no-audit --no-fund

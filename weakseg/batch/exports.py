@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from weakseg.batch.journal import Journal
 from weakseg.batch.manifest import FOLDER, Row
 from weakseg.batch.store import Store
@@ -39,6 +42,7 @@ class Finished:
     store: Store
     journal: Journal
     classes: ClassTable
+    palette: NDArray[np.uint8]  # of the masks, see Result.palette
     model: str
     shard: str  # its name in files
     threads: int = 2
@@ -141,7 +145,9 @@ def _parquet(finished: Finished) -> None:
 def _fiftyone(finished: Finished) -> None:
     from weakseg.masks.fiftyone import mask_targets
 
-    finished.store.write("fiftyone.json", (json.dumps(mask_targets(finished.classes), indent=2) + "\n").encode())
+    finished.store.write(
+        "fiftyone.json", (json.dumps(mask_targets(finished.classes, finished.palette), indent=2) + "\n").encode()
+    )
 
 
 def _stream(finished: Finished, path: str, chunks: Iterable[bytes]) -> None:

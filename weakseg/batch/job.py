@@ -207,7 +207,8 @@ def _finish(store: Store, journal: Journal, shard: Shard, labeller: Labeller, pl
         with store.writing(part) as file:
             for line in journal.lines():
                 file.write(line)
-    finished = Finished(store, journal, labeller.segmenter.classes, labeller.segmenter.model, shard.name)
+    by = labeller.segmenter
+    finished = Finished(store, journal, by.classes, by.palette, by.model, shard.name)
     exports: list[tuple[str, Export]] = [(name, EXPORTS[name]) for name in dict.fromkeys(("png", *plan.formats))]
     if plan.review:
         n = ceil(plan.review / shard.n)

@@ -11,6 +11,7 @@ from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weakseg.batch.inputs import Item, read
 from weakseg.batch.manifest import MIN_SCORE, Row, Written, config_bytes, sha256
@@ -95,6 +96,7 @@ class Segmenter(Protocol):
     """A model, here or elsewhere."""
 
     classes: ClassTable
+    palette: NDArray[np.uint8]
     outputs: tuple[OutputKind, ...]
     model: str
     model_sha256: str
@@ -114,7 +116,8 @@ class Here:
         assert backend.bundle is not None
         options: Any = {name: getattr(backend, name) for name in ("runtime", "provider", "precision", "public_key")}
         self._model = load(backend.bundle, threads=1, **options)
-        self.classes, self.outputs = self._model.classes, self._model.manifest.outputs
+        self.classes, self.palette = self._model.classes, self._model.palette
+        self.outputs = self._model.manifest.outputs
         self.model, self.model_sha256 = self._model.manifest.id, self._model.bundle.sha256
 
     def segment(self, image: bytes, outputs: Sequence[OutputKind], tags: Sequence[str] | None, ask: Ask) -> Result:
@@ -137,7 +140,7 @@ class There:
         self._client = Client(backend.endpoint, timeout_s=SERVER_TIMEOUT_S, **access)
         info = self._ready(backend.endpoint)
         assert info.classes is not None
-        self.classes, self.outputs = info.classes, info.outputs
+        self.classes, self.palette, self.outputs = info.classes, info.palette, info.outputs
         self.model, self.model_sha256 = info.id, info.sha256
 
     def segment(self, image: bytes, outputs: Sequence[OutputKind], tags: Sequence[str] | None, ask: Ask) -> Result:
