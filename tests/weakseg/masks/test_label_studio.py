@@ -3,7 +3,6 @@
 import json
 import xml.etree.ElementTree as ET
 
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +18,7 @@ from tests.weakseg.masks.label_maps import (
 )
 from weakseg.errors import DataError, UnknownClassError
 from weakseg.masks.label_studio import label_config, read_export, regions_from_labels, tasks_json
-from weakseg.masks.label_studio_rle import mask_from_rle, rle_from_mask
+from weakseg.masks.label_studio_rle import rle_from_mask
 from weakseg.masks.labelled import LabelledImage
 
 
@@ -33,53 +32,6 @@ def export(tasks):
 
 def predicted(images, classes=CLASSES, **options):
     return json.loads(b"".join(tasks_json(images, classes, **options)))
-
-
-@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30)))
-def test_run_lengths_there_and_back(mask):
-    np.testing.assert_array_equal(mask_from_rle(rle_from_mask(mask), *mask.shape), mask)
-
-
-def test_runs_that_are_longer_than_a_length_can_say():
-    mask = np.zeros((400, 300), bool)
-    mask[100:350] = True
-    rle = rle_from_mask(mask)
-    assert len(rle) < 60
-    np.testing.assert_array_equal(mask_from_rle(rle, 400, 300), mask)
-
-
-def test_run_lengths_by_hand():
-    """One pixel: 4 values; 8 - 1 bits; sizes 3, 4, 8, 16; a run of size 3, length 4 - 1, value 255."""
-    bits = f"{4:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "1" + "00" + "011" + "11111111"
-    bits += "0" * (-len(bits) % 8)
-    assert rle_from_mask(np.ones((1, 1), bool)) == [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
-
-
-def test_many_values_one_by_one():
-    """Literals, which our encoder never writes; the last channel counts, soft edges from 128 on."""
-    values = [0, 0, 0, 200, 255, 255, 255, 127]
-    bits = (
-        f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}" + "".join(f"{v:08b}" for v in values)
-    )
-    bits += "0" * (-len(bits) % 8)
-    data = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
-    np.testing.assert_array_equal(mask_from_rle(data, 1, 2), [[True, False]])
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda rle: rle[:-1], "cut off"),
-        (lambda rle: [], "cut off"),
-        (lambda rle: [*rle[:3], rle[3] + 4, *rle[4:]], "expected run lengths of 3 x 3 pixels"),
-        (lambda rle: [255] * 4 + rle[4:], "expected run lengths of 3 x 3 pixels"),
-        (lambda rle: [300, *rle], "expected Label Studio's run lengths as bytes"),
-        (lambda rle: "text", "expected Label Studio's run lengths as bytes"),
-    ],
-)
-def test_damaged_run_lengths(damage, message):
-    with pytest.raises(DataError, match=message):
-        mask_from_rle(damage(rle_from_mask(np.eye(3, dtype=bool))), 3, 3)
 
 
 @pytest.mark.parametrize("kind", ["brush", "polygon"])
