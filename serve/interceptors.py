@@ -41,8 +41,6 @@ EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # what a read gives when 
 # Of a text that may quote the client. A status has it up to three times, and gRPC takes 8 KiB of trailers.
 MAX_TOLD_BYTES = 1000
 
-SENT_S = 0.1  # in which gRPC says that an answer is sent that its client may have by now
-
 log = logging.getLogger("serve.errors")
 calls = logging.getLogger("serve.calls")
 audit = logging.getLogger(AUDIT)
@@ -150,9 +148,7 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> stat
 
 
 class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handlers of every service. `running` counts calls of ours until their answers are sent, for a drain to
-    wait on.
-    """
+    """Wraps the handlers of every service. `running` counts calls of ours, for a drain to wait on."""
 
     def __init__(self, metrics: Metrics, access: Access) -> None:
         self._metrics = metrics
@@ -166,9 +162,11 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._idle.set()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Whether no call of ours was running within the time, or SENT_S."""
+        """Whether no call of ours was running within the time."""
+        if not self.running:  # with no time at all, `wait_for` would not even look
+            return True
         try:
-            await asyncio.wait_for(self._idle.wait(), max(timeout_s, SENT_S))
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             return False
         return True
@@ -261,9 +259,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         started = monotonic()
         code = grpc.StatusCode.UNKNOWN
         self._metrics.grpc_started.labels(*labels).inc()
-        if service in SERVICES:
-            self._enter()
-            context.add_done_callback(self._leave)  # later than here: the answer may take long to be sent
+        self._enter(service)
         try:
             yield
             code = grpc.StatusCode.OK
@@ -282,6 +278,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 await self.refusals.wait()
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
+            self._leave(service)
             self._metrics.grpc_handled.labels(*labels, code.name).inc()
             if service in SERVICES:  # how long somebody watched the health is no news
                 self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
@@ -293,14 +290,16 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 else:
                     calls.debug("call", extra={"fields": fields})
 
-    def _enter(self) -> None:
-        self.running += 1
-        self._idle.clear()
+    def _enter(self, service: str) -> None:
+        if service in SERVICES:
+            self.running += 1
+            self._idle.clear()
 
-    def _leave(self, _: Any) -> None:
-        self.running -= 1
-        if not self.running:
-            self._idle.set()
+    def _leave(self, service: str) -> None:
+        if service in SERVICES:
+            self.running -= 1
+            if not self.running:
+                self._idle.set()
 
 
 def let_go(error: BaseException | None) -> None:

@@ -196,7 +196,8 @@ class Server:
         await asyncio.sleep(self.config.drain_delay_s if delay_s is None else delay_s)
         self.admission.draining = True
         grace_s = self.config.drain_grace_s if grace_s is None else grace_s
-        idle = await self._edge.wait_idle(grace_s)
+        ends = monotonic() + grace_s
+        idle = await self._edge.wait_idle(grace_s) and await self.admission.unread.wait_sent(ends - monotonic())
         # Not before: grpc.aio's own grace does not wait for every handler (github.com/grpc/grpc/issues/37239).
         await self._close_port()
         if self._admin is not None:

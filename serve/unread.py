@@ -6,6 +6,7 @@ may leave 16 MB behind. So whoever does not read is refused, long before others 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from weakseg.errors import QueueFullError
 
 COPIES = 3  # of an answer, measured: the message, its bytes, gRPC's own
 SHARE = 0.25  # of the limit, that one client may take
+SENT_S = 0.1  # in which gRPC says that an answer is sent that its client has by now
 SHARE_INSIDE = 0.5  # for requests that were let in before: answers that are on their way should not refuse them
 
 
@@ -33,6 +35,16 @@ class Unread:
         self.taken_bytes = 0
         self._on_change = on_change
         self._by_client: dict[str, list[int]] = {}  # bytes of each answer
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def wait_sent(self, timeout_s: float) -> bool:
+        """Whether every answer was on its way to its client within the time, or SENT_S."""
+        try:
+            await asyncio.wait_for(self._none.wait(), max(timeout_s, SENT_S))
+        except TimeoutError:
+            return False
+        return True
 
     def check(self, *, inside: bool = False) -> None:
         """Before anything is done for the client of the call that runs, and before it is decoded.
@@ -65,6 +77,7 @@ class Unread:
 
     def _add(self, client: str, answer_bytes: int) -> None:
         self._by_client.setdefault(client, []).append(COPIES * answer_bytes)
+        self._none.clear()
         self._set_taken(self.taken_bytes + COPIES * answer_bytes)
 
     def _remove(self, client: str, answer_bytes: int) -> None:
@@ -72,6 +85,8 @@ class Unread:
         left.remove(COPIES * answer_bytes)
         if not left:
             del self._by_client[client]
+            if not self._by_client:
+                self._none.set()
         self._set_taken(self.taken_bytes - COPIES * answer_bytes)
 
     def _set_taken(self, n_bytes: int) -> None:

@@ -1,6 +1,5 @@
 """The process: ports, signals, drain, reflection, the command."""
 
-import asyncio
 import json
 import logging
 import os
@@ -23,10 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import serve.server
 import weakseg
 from serve import commands
-from serve.access import Access
-from serve.interceptors import Edge
 from serve.logs import JsonFormatter, TextFormatter
-from serve.metrics import Metrics
 from serve.models import ModelState
 from serve.pipeline import most_of
 from serve.repository import BundleFolder
@@ -116,16 +112,6 @@ def test_requests_inside_are_finished_and_new_ones_refused(serving, png, colours
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         running.runner.gate.set()
         assert inside.result(LONG_S).outputs
-
-
-async def test_an_answer_that_has_just_been_sent_is_not_cut_off():
-    edge = Edge(Metrics(), Access(None))
-    assert await edge.wait_idle(0.0)
-    edge._enter()
-    asyncio.get_running_loop().call_soon(edge._leave, None)
-    assert await edge.wait_idle(0.0), "gRPC says so a moment after the client has it"
-    edge._enter()
-    assert not await edge.wait_idle(0.0)
 
 
 def test_connections_are_renewed_and_no_call_notices(serving, colours):
