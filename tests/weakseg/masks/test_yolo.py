@@ -1,11 +1,16 @@
 """YOLO's polygons: there and back, and as OpenCV fills them."""
 
+import contextlib
+
 import cv2
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 
 from tests.weakseg.masks.label_maps import CLASSES, MANY, SEEDS, random_map, small_maps, without_ignore
+from weakseg.classes import ClassTable
 from weakseg.errors import DataError, UnknownClassError
 from weakseg.masks.yolo import dataset_yaml, labels_from_txt, txt_from_labels
 
@@ -31,23 +36,32 @@ def test_half_a_pixel_of_tolerance_changes_no_pixel():
         np.testing.assert_array_equal(labels_from_txt(text, *labels.shape, CLASSES), without_ignore(labels))
 
 
-def test_as_a_rasteriser_that_draws_the_line_fills_it():
-    """cv2.fillPoly, with 8 bits of fraction; areas of more than 64 pixels."""
-    yy, xx = np.mgrid[:200, :260]
-    labels = np.zeros((200, 260), np.uint8)
-    labels[np.hypot(yy - 90, xx - 110) < 80] = 1
-    labels[np.hypot(yy - 90, xx - 90) < 25] = 0
-    labels[np.hypot(yy - 100, xx - 150) < 20] = 2
-    masks = {}
-    for line in txt_from_labels(labels, CLASSES).splitlines():
+def filled_by_opencv(text, shape, scale=16):
+    """As OpenCV fills it on a finer grid, for it also draws the line, read beside the pixels' centres."""
+    labels = np.zeros(shape, np.uint8)
+    for line in text.splitlines():
         index, *shares = line.split()
-        points = np.array(shares, np.float64).reshape(-1, 2) * [260, 200] - 0.5  # OpenCV's pixel i is at i
-        mask = masks.setdefault(int(index) + 1, np.zeros(labels.shape, np.uint8))
-        cv2.fillPoly(mask, [np.rint(points * 256).astype(np.int32)], 1, shift=8)
-    for value, mask in masks.items():
-        wanted = (labels == value).astype(np.uint8)
-        assert (mask >= wanted).all() and (mask <= cv2.dilate(wanted, np.ones((3, 3)))).all(), "a line around it"
-    assert not masks[1][90, 90], "no hole is lost"
+        points = np.array(shares, np.float64).reshape(-1, 2) * [shape[1] * scale, shape[0] * scale]
+        canvas = np.zeros((shape[0] * scale, shape[1] * scale), np.uint8)
+        cv2.fillPoly(canvas, [np.rint(points).astype(np.int32)], 1)
+        labels[canvas[scale // 2 :: scale, scale // 2 :: scale] > 0] = int(index) + 1
+    return labels
+
+
+@pytest.mark.parametrize("tolerance", [0, 0.5])
+def test_opencv_fills_the_same(tolerance):
+    n_compared = 0
+    for seed in SEEDS[4::9]:
+        labels = random_map(seed, 4)
+        found = filled_by_opencv(txt_from_labels(labels, CLASSES, tolerance_px=tolerance), labels.shape)
+        if tolerance == 0:
+            np.testing.assert_array_equal(found, without_ignore(labels))
+        for value in range(1, 5):
+            here, there = labels == value, found == value
+            if here.sum() > 64:
+                assert (here & there).sum() / (here | there).sum() >= 0.99
+                n_compared += 1
+    assert n_compared > 50
 
 
 def test_one_line_by_hand():
@@ -68,6 +82,11 @@ def test_overlapping_lines():
         ("0 0.1 0.2", "line 2: expected `class x1 y1 x2 y2 x3 y3"),
         ("0 a b c d e f", "line 2: expected `class"),
         ("0 nan 0 1 0 1 1", "line 2: expected `class"),
+        ("0 0.5 0.5 0.2 0.1", "line 2: expected `class .* a box"),
+        ("0 0 0 1 0 1 1.02", "line 2: expected shares of the image's size, from 0 to 1, got 0 to 1.02"),
+        ("0 0 0 640 0 640 480", "got 0 to 640: are they pixels"),
+        ("0 0 0 1 0 1 -0.02", "line 2: .*got -0.02 to 1"),
+        ("0 0 0 inf 0 1 1", "line 2: expected `class"),
         ("1.5 0 0 1 0 1 1", "line 2: expected `class"),
         ("4 0 0 1 0 1 1", "line 2: expected a class from 0 to 3, got 4"),
         ("-1 0 0 1 0 1 1", "line 2: expected a class from 0 to 3, got -1"),
@@ -83,8 +102,36 @@ def test_a_value_without_a_class():
         txt_from_labels(np.array([[9]], np.uint8), CLASSES)
 
 
-def test_the_description():
-    import yaml
+def test_a_little_beyond_is_cut_off():
+    text = "0 -0.001 -0.001 1.005 -0.001 1.005 1.005 -0.001 1.005\n"
+    assert labels_from_txt(text, 3, 5, CLASSES).tolist() == [[1] * 5] * 3
 
-    said = yaml.safe_load(dataset_yaml(CLASSES))
-    assert said["names"] == dict(enumerate(CLASSES.names)) and said["train"] == "images"
+
+@given(st.text(alphabet="01 .-\nexnaif_", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(DataError):
+        assert labels_from_txt(text, 3, 5, CLASSES).shape == (3, 5)
+
+
+def test_lines_that_cost_too_much():
+    with pytest.raises(DataError, match="cover an image at most"):
+        labels_from_txt("0 0 0 1 0 1 1 0 1\n" * 5000, 400, 400, CLASSES)
+
+
+def test_the_description():
+    names = (
+        "cat",
+        'a "bird": [1]',
+        "Füße",
+        "no",
+        "1",
+        "null",
+        "- x",
+        "# y",
+        "😀",
+        "two\nlines",
+        "\x7f\x85\u2028\ufeff",
+    )
+    said = yaml.safe_load(dataset_yaml(ClassTable(names)))
+    assert said == {"train": "images", "val": "images", "names": dict(enumerate(names))}
+    assert yaml.safe_load(dataset_yaml(MANY, "parts/images/a"))["val"] == "parts/images/a"
