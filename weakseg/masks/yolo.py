@@ -65,8 +65,8 @@ def labels_from_txt(text: str, height: int, width: int, classes: ClassTable) -> 
             raise DataError(f"line {number}: expected a class from 0 to {len(classes) - 1}, got {index:.20}")
         if not ((ring >= -BEYOND) & (ring <= 1 + BEYOND)).all():
             raise DataError(
-                f"line {number}: expected shares of the image's size, from 0 to 1, got {ring.min():g} to {ring.max():g}: "
-                "are they pixels?"
+                f"line {number}: expected shares of the image's size, from 0 to 1, got {ring.min():g} to "
+                f"{ring.max():g}: are they pixels?"
             )
         cost += paint_ring(labels, value, ring * [width, height])
         check_cost(cost, labels)
