@@ -100,6 +100,10 @@ def label(arguments: Arguments) -> Summary:
     """List, take this shard, label."""
     question = Question(arguments.input, arguments.dataset, arguments.split, arguments.tags_key)
     index = _shard_index(arguments)
+    if os.path.isdir(arguments.input) and "://" not in arguments.output:
+        inside = os.path.realpath(arguments.output)
+        if (inside + os.sep).startswith(os.path.realpath(arguments.input) + os.sep) and arguments.dataset is None:
+            raise UsageError(f"--output {arguments.output} lies in the folder of images: choose one beside it")
     found = find_items(question)
     _check_apart(found, arguments.output)
     items = shard_of(found, index, arguments.num_shards)
@@ -110,16 +114,16 @@ def label(arguments: Arguments) -> Summary:
     assignment = _assignment(arguments, shard)
     labeller = Labeller(assignment)
     try:
-        return run(labeller, shard, _engine(arguments, assignment), _plan(arguments, allowed))
+        return run(labeller, shard, _engine(arguments, assignment), _plan(arguments, allowed, index))
     finally:
         labeller.close()
 
 
 def _check_apart(items: Sequence[Item], output: str) -> None:
     """Masks must not be the next run's images."""
-    root = output if "://" in output else os.path.abspath(output)
+    root = output if "://" in output else os.path.realpath(output)
     for item in items:
-        path = item.path if "://" in item.path else os.path.abspath(item.path)
+        path = item.path if "://" in item.path else os.path.realpath(item.path)
         if path.startswith(root.rstrip("/") + "/"):
             raise UsageError(f"--output {output} holds the image {item.uri}: choose a folder that has no images in it")
 
@@ -154,10 +158,11 @@ def _engine(arguments: Arguments, assignment: Assignment) -> Engine:
     return lambda items, labeller, stopping: run_local(items, labeller, workers, stopping)
 
 
-def _plan(arguments: Arguments, allowed: int | None) -> Plan:
+def _plan(arguments: Arguments, allowed: int | None, index: int) -> Plan:
     timings = arguments.timings
     if timings is None and "://" not in arguments.output:
-        timings = Path(f"{arguments.output.rstrip('/')}.timings.jsonl")
+        shard = f".{index:05d}" if arguments.num_shards > 1 else ""
+        timings = Path(f"{os.path.abspath(arguments.output)}.timings{shard}.jsonl")
     return Plan(
         arguments.formats,
         arguments.review,

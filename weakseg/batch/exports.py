@@ -67,7 +67,9 @@ class Finished:
         path = row["outputs"]["mask"]["path"]
         data = self.store.read(path)
         if data is None:
-            raise DataError(f"{self.store.url}/{path}: the manifest names this mask, it is gone: run with --force")
+            raise DataError(
+                f"{self.store.url}/{path}: the manifest names this mask, it is gone: --force does all again"
+            )
         confidence = {one["value"]: one["confidence"] for one in row["classes"] if one["confidence"] is not None}
         return LabelledImage(row["uri"], labels_from_png(data), confidence)
 
@@ -75,20 +77,19 @@ class Finished:
 Export: TypeAlias = Callable[[Finished], None]
 
 
-def write_exports(finished: Finished, exports: Iterable[tuple[str, Export]], part_sha256: str) -> list[str]:
-    """Write each that was not made of just these rows, and note it; returns the names of what was written.
+def write_exports(finished: Finished, exports: Iterable[tuple[str, str, Export]]) -> list[str]:
+    """Write each that was not made of just the same, and note it; returns the names of what was written.
 
     Args:
-        exports: (name, what writes it).
-        part_sha256: of the shard's part of the manifest.
+        exports: (name, what it is made of: a hash of the shard's part of the manifest and settings, what writes it).
     """
     note = f"{FOLDER}/exports-{finished.shard}.json"
     made: dict[str, str] = json.loads(finished.store.read(note) or b"{}")
     written = []
-    for name, write in exports:
-        if made.get(name) != part_sha256:
+    for name, made_of, write in exports:
+        if made.get(name) != made_of:
             write(finished)
-            made[name] = part_sha256
+            made[name] = made_of
             finished.store.write(note, (json.dumps(made, indent=2, sort_keys=True) + "\n").encode())
             written.append(name)
     return written

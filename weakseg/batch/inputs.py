@@ -13,12 +13,14 @@ Relative paths of lists and tables are relative to the file. Only names, sizes a
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,10 +36,13 @@ from weakseg.recipe import DataConfig
 
 MAX_FILE_BYTES = 2**29  # of one image; beyond it is no photograph
 MAX_NAME_BYTES = 200  # of a part of an output's path; file systems have 255, and outputs have endings
+_OUTPUT_SUFFIXES = (".png", ".npz", ".txt", ".json")  # a folder of that name would be in the way of a file
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
 # A file that says this of itself will not be there at the next attempt either.
-_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_OF_THE_FILE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +107,29 @@ def read(item: Item) -> bytes:
         raise ImageError(f"expected at most {MAX_FILE_BYTES} bytes, got {item.size}", "IMAGE_TOO_LARGE")
     try:
         data = _read_url(item) if _SCHEME.match(item.path) else _read_file(item)
-    except _OF_THE_FILE as error:
-        raise ImageError(
-            f"expected an image file, got: {error.strerror or type(error).__name__}", "UNREADABLE"
-        ) from error
+    except (OSError, ValueError) as error:  # the latter: a NUL in its name
+        url = bool(_SCHEME.match(item.path))
+        if isinstance(error, OSError) and not (
+            isinstance(error, FileNotFoundError) if url else error.errno in _OF_THE_FILE
+        ):
+            raise
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise ImageError(f"expected an image file, got: {why}", "UNREADABLE") from error
     if item.offset is not None and len(data) != item.size:
         raise ImageError(f"expected {item.size} bytes in the shard, got {len(data)}: it is cut off", "UNREADABLE")
     return data
 
 
 def _read_file(item: Item) -> bytes:
+    kind = os.stat(item.path).st_mode
+    if not stat.S_ISREG(kind):  # a pipe would be waited for
+        code = errno.EISDIR if stat.S_ISDIR(kind) else errno.ENXIO
+        raise OSError(code, os.strerror(code))
     with open(item.path, "rb") as file:
         if item.offset is not None:
             file.seek(item.offset)
             return file.read(item.size)
-        data = file.read(MAX_FILE_BYTES + 1)  # a named pipe or device has no size that could be checked before
+        data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"expected at most {MAX_FILE_BYTES} bytes, got more", "IMAGE_TOO_LARGE")
     return data
@@ -150,7 +163,7 @@ def _from_path(path: str, with_name: bool = False) -> Iterable[Item]:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in readers and not _is_folder(path):
         return readers[suffix](path)
-    if glob.has_magic(path):
+    if glob.has_magic(path) and not _is_folder(path):
         return _from_glob(path)
     if suffix in IMAGE_SUFFIXES and not _is_folder(path):
         return [Item(_shown(path), _shown(path), path, size=_size(path))]
@@ -171,7 +184,13 @@ def _from_folder(path: str, with_name: bool) -> Iterator[Item]:
         raise UsageError(
             f"{path}: expected a folder, an image, a list, a table or a tar file, got nothing by that name"
         )
-    for folder, _, names in os.walk(path, followlinks=True):
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(path, followlinks=True, onerror=_raise):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link upwards
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         for name in names:
             inside = os.path.relpath(os.path.join(folder, name), path)
             if _is_image(inside):
@@ -324,7 +343,8 @@ def _with_own_keys(items: list[Item]) -> list[Item]:
 def _safe(key: str) -> str:
     """A relative path below the output: no root, no `..`, no part longer than file systems take."""
     parts = [part for part in _SCHEME.sub("", key).replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    return "/".join(map(_short, parts)) or "image"
+    folders = [f"{part}_" if part.lower().endswith(_OUTPUT_SUFFIXES) else part for part in parts[:-1]]
+    return "/".join(map(_short, [*folders, *parts[-1:]])) or "image"
 
 
 def _short(part: str) -> str:
@@ -361,7 +381,7 @@ def _tags_of_member(suffix: str, data: bytes) -> tuple[str, ...] | None:
     except ValueError:
         return None
     tags = said.get("tags") if isinstance(said, dict) else None
-    return tuple(map(str, tags)) if isinstance(tags, list) else None
+    return tuple(_printable(str(tag)) for tag in tags) if isinstance(tags, list) else None
 
 
 def _split_key(name: str) -> tuple[str, str]:
@@ -406,7 +426,7 @@ def _text(path: str) -> str:
 def _size(path: str) -> int | None:
     try:
         return os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):
         return None  # whoever reads it finds out why
 
 
@@ -417,4 +437,13 @@ def _shown(path: str) -> str:
 
 def _printable(name: str) -> str:
     """Text that any file can hold: names of files need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # of JSON, which may hold any half of a pair
+        data = name.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
+
+
+def _raise(error: OSError) -> None:
+    """Of os.walk: a folder that cannot be listed must not look like an empty one."""
+    raise error

@@ -90,7 +90,7 @@ class Summary:
         """0 all is done, 3 some images failed, 42 all did, 128 + n ended by signal n."""
         if self.signal is not None and not self.finished:
             return 128 + self.signal
-        if self.failed == self.total:
+        if self.total and self.failed == self.total:
             return ALL_FAILED
         return 3 if self.too_many or (self.failed and not self.tolerated) else 0
 
@@ -106,7 +106,7 @@ def max_failures(text: str, n_items: int) -> int:
         value = float(text.removesuffix("%")) if share else int(text)
     except ValueError:
         value = -1
-    if value < 0 or (share and value > 100):
+    if not value >= 0 or (share and value > 100):  # nor NaN
         raise ConfigError(f"expected --max-failures as a number of images or a share like 1%, got {text!r}")
     return ceil(value / 100 * n_items) if share else int(value)
 
@@ -119,9 +119,12 @@ def run(labeller: Labeller, shard: Shard, engine: Engine, plan: Plan) -> Summary
         OSError, StorageError, ServiceError: a disk, a bucket or a server fails; what is finished is kept.
     """
     store = labeller.store
-    _agree(store, config_of(labeller, shard.n), plan.force)
     folder = f"{WORK}/{shard.name}"
     part = part_path(shard.index, shard.n)
+    _agree(store, config_of(labeller, shard.n), plan.force)
+    if plan.force:
+        store.remove(part)
+        store.remove(folder)
     with Journal(store, f"{folder}/journal", shard.items) as journal, _Signals() as signals:
         journal.load(part, labeller.config_sha256, again=plan.retry_failed)
         n_before = journal.n_done
@@ -142,6 +145,7 @@ def run(labeller: Labeller, shard: Shard, engine: Engine, plan: Plan) -> Summary
 
             try:
                 if n_before < len(shard.items):
+                    store.remove(SUCCESS)
                     for outcome in engine(journal.pending(), labeller, stopping):
                         journal.add(outcome.row)
                         telemetry.count(outcome)
@@ -203,22 +207,30 @@ def _finish(store: Store, journal: Journal, shard: Shard, labeller: Labeller, pl
     """The shard's part of the manifest, what was asked for besides, and away with what only mattered on the way."""
     part = part_path(shard.index, shard.n)
     digest = _digest(journal.lines())
-    if digest != _digest(store.lines(part)):
+    if not store.exists(part) or digest != _digest(store.lines(part)):
         with store.writing(part) as file:
             for line in journal.lines():
                 file.write(line)
     by = labeller.segmenter
     finished = Finished(store, journal, by.classes, by.palette, by.model, shard.name)
-    exports: list[tuple[str, Export]] = [(name, EXPORTS[name]) for name in dict.fromkeys(("png", *plan.formats))]
+    names = dict.fromkeys(("png", *plan.formats))
+    exports: list[tuple[str, str, Export]] = [(name, digest, EXPORTS[name]) for name in names]
     if plan.review:
         n = ceil(plan.review / shard.n)
-        exports.append((f"review-{n}", lambda one: write_review(one, n)))
-    written = write_exports(finished, exports, digest)
-    if not store.exists(SUCCESS) and all(store.exists(part_path(i, shard.n)) for i in range(shard.n)):
+        exports.append(("review", f"{digest}-{n}", lambda one: write_review(one, n)))
+    written = write_exports(finished, exports)
+    if not store.exists(SUCCESS) and all(_is_ours(store, i, shard.n, labeller) for i in range(shard.n)):
         store.write(SUCCESS, b"")
     store.remove(f"{WORK}/{shard.name}")
     store.prune(WORK)
     return written
+
+
+def _is_ours(store: Store, index: int, n: int, labeller: Labeller) -> bool:
+    """Whether a shard's part is there, made by this configuration; of an empty shard it is an empty file."""
+    part = part_path(index, n)
+    first = next(iter(store.lines(part)), b"")
+    return store.exists(part) and (not first or json.loads(first)["config_sha256"] == labeller.config_sha256)
 
 
 def _digest(lines: Iterable[bytes]) -> str:

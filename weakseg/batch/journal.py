@@ -2,7 +2,7 @@
 
 Rows are gathered and stored every few seconds as segments, files that are whole or absent: object stores cannot append.
 What was not stored when a job was killed is done again, to the same bytes. In this process rows lie in a temporary
-file; memory holds two numbers an image.
+file; memory holds the names of the images and two numbers for each.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Journal:
         self._index = {item.uri: i for i, item in enumerate(items)}
         self._spool = tempfile.TemporaryFile(prefix="weakseg-rows-")  # noqa: SIM115  # closed by `close`
         self._start, self._length = array("q", [0] * len(items)), array("q", [0] * len(items))
+        self._unclear: set[int] = set()  # images of which rows contradict each other
         self._unstored: list[bytes] = []
         self._stored_at = time.monotonic()
         self.n_done, self.n_failed = 0, 0
@@ -40,7 +41,8 @@ class Journal:
     def load(self, part: str, config_sha256: str, again: bool = False) -> None:
         """Take over what earlier runs have finished.
 
-        Rows of other settings, of images that are gone or have another size or other tags now, are left out.
+        Rows of other settings, of images that are gone or have another size, key or other tags now, are left out. Of
+        several rows of an image those of success count; where these differ, nobody knows which files lie there: again.
 
         Args:
             part: path of the shard's part of the manifest, which is there once it was finished.
@@ -100,8 +102,33 @@ class Journal:
             if row is None or row.get("config_sha256") != config_sha256 or (again and row["status"] == "failed"):
                 continue
             i = self._index.get(row["uri"])
-            if i is not None and _same_image(self._items[i], row):
+            if i is None:
+                continue
+            if self._length[i]:
+                self._settle(i, line, row)
+            elif _same_image(self._items[i], row) and i not in self._unclear:
                 self._keep(i, line, row)
+            elif row["status"] == "ok":  # its files may lie where those of a row that fits are said to be
+                self._unclear.add(i)
+
+    def _settle(self, i: int, line: bytes, row: Row) -> None:
+        """Another row of an image that has one already."""
+        if row["status"] != "ok":
+            return
+        self._spool.seek(self._start[i])
+        kept = json.loads(self._spool.read(self._length[i]))
+        if kept == row:
+            return
+        self._forget(i, kept)
+        if kept["status"] == "failed" and _same_image(self._items[i], row):
+            self._keep(i, line, row)
+        else:
+            self._unclear.add(i)
+
+    def _forget(self, i: int, row: Row) -> None:
+        self._length[i] = 0
+        self.n_done -= 1
+        self.n_failed -= row["status"] == "failed"
 
     def _keep(self, i: int, line: bytes, row: Row) -> bool:
         if self._length[i]:
@@ -124,4 +151,4 @@ def _parsed(line: bytes) -> Row | None:
 def _same_image(item: Item, row: Row) -> bool:
     tags = None if item.tags is None else list(item.tags)
     sizes = (item.size, row.get("size_bytes"))
-    return row.get("tags") == tags and (None in sizes or sizes[0] == sizes[1])
+    return row.get("key") == item.key and row.get("tags") == tags and (None in sizes or sizes[0] == sizes[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
@@ -42,6 +41,19 @@ SERVER_TIMEOUT_S = 300.0  # for an image, waiting for a server that restarts inc
 READY_POLL_S = 0.2
 # Of a server: what it says of this image. Everything else it says of itself.
 _OF_THE_IMAGE = (DataError, ModelFailedError, OutOfMemoryError, ResponseTooLargeError, InvalidRequestError)
+# Reasons with which a server says that it may be otherwise in a moment; SERVICE = it cannot be reached.
+_PASSING = frozenset(
+    {
+        "SERVICE",
+        "DRAINING",
+        "MODEL_LOADING",
+        "MODEL_UNHEALTHY",
+        "QUEUE_FULL",
+        "OUT_OF_MEMORY",
+        "RATE_LIMITED",
+        "DEADLINE_TOO_SHORT",
+    }
+)
 _DIGITS = 6
 
 
@@ -145,7 +157,21 @@ class There:
 
     def segment(self, image: bytes, outputs: Sequence[OutputKind], tags: Sequence[str] | None, ask: Ask) -> Result:
         options: Any = {"threshold": ask.threshold, "refine": ask.refine}
-        result = self._client.segment(image, outputs=outputs, tags=tags, quality=True, priority="bulk", **options)
+        ends = monotonic() + SERVER_TIMEOUT_S
+        while True:
+            try:
+                result = self._client.segment(
+                    image, outputs=outputs, tags=tags, quality=True, priority="bulk", **options
+                )
+                break
+            except ModelFailedError as error:
+                if self._client.model().state == "failed":
+                    raise ServiceError(f"the server could not load {self.model} again: {error}") from error
+                raise
+            except ServiceError as error:
+                if error.reason not in _PASSING or monotonic() > ends:
+                    raise
+                sleep(max(READY_POLL_S, error.retry_s or 0.0))
         if result.model_sha256 != self.model_sha256:
             raise ServiceError(
                 f"expected every mask of {self.model} ({self.model_sha256[:12]}), the server now has {result.model} "
@@ -160,12 +186,15 @@ class There:
         """Jobs and servers are started side by side."""
         ends = monotonic() + SERVER_TIMEOUT_S
         while True:
-            with suppress(ModelLoadingError):
+            try:
                 info = self._client.model()
                 if info.state == "ready":
                     return info
                 if info.state == "failed":
                     raise ModelFailedError(f"{endpoint}: model {info.id} could not be loaded: {info.failure}")
+            except ServiceError as error:
+                if error.reason not in _PASSING or monotonic() > ends:
+                    raise
             if monotonic() > ends:
                 raise ModelLoadingError(f"{endpoint}: the model is not ready after {SERVER_TIMEOUT_S:.0f} s")
             sleep(READY_POLL_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from typing import IO, Any
 
 from weakseg.batch.labeller import Outcome
 from weakseg.progress import LINE_EVERY_S, Progress
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("read", "decode", "infer", "postprocess", "store")
 
@@ -50,12 +53,10 @@ class Telemetry:
             self.reasons[row["error"]["reason"]] += 1
         for stage in STAGES:
             self.seconds[stage] += outcome.seconds.get(stage, 0.0)
-        if self._timings_path is not None:
-            if self._timings is None:  # not before there is something to write: a job may have nothing to do
-                self._timings_path.parent.mkdir(parents=True, exist_ok=True)
-                self._timings = self._timings_path.open("a", encoding="utf-8")
-            rounded = {name: round(value, 6) for name, value in outcome.seconds.items()}
-            self._timings.write(json.dumps({"uri": row["uri"], **rounded}) + "\n")
+        try:
+            self._note_timings(row["uri"], outcome.seconds)
+        except OSError as error:
+            self._give_up_timings(error)
         self._bar.update(1, failed=self.failed)
         if time.monotonic() - self._said >= LINE_EVERY_S:
             self._said = time.monotonic()
@@ -93,11 +94,28 @@ class Telemetry:
     ) -> None:
         self.close()
 
+    def _note_timings(self, uri: str, seconds: dict[str, float]) -> None:
+        if self._timings_path is None:
+            return
+        if self._timings is None:  # not before there is something to write: a job may have nothing to do
+            self._timings_path.parent.mkdir(parents=True, exist_ok=True)
+            self._timings = self._timings_path.open("a", encoding="utf-8", buffering=1)  # whole lines
+        rounded = {name: round(value, 6) for name, value in seconds.items()}
+        self._timings.write(json.dumps({"uri": uri, **rounded}) + "\n")
+
+    def _give_up_timings(self, error: OSError) -> None:
+        """They are not worth a job."""
+        logger.warning("no timings from here on: %s: %s", self._timings_path, error.strerror or error)
+        self._timings_path, self._timings = None, None
+
     def _publish(self) -> None:
         if self._lines:
             print(json.dumps(self.report()), file=sys.stderr, flush=True)
         if self._textfile is not None:
-            self._write_textfile(self._textfile)
+            try:
+                self._write_textfile(self._textfile)
+            except OSError as error:
+                logger.warning("%s could not be written: %s", self._textfile, error.strerror or error)
 
     def _write_textfile(self, path: Path) -> None:
         from prometheus_client import CollectorRegistry, Gauge, write_to_textfile

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import signal
 import subprocess
@@ -230,6 +231,87 @@ def test_max_failures_that_make_no_sense(text):
         max_failures(text, 10)
 
 
+def test_an_empty_shard_is_done_too(job, tmp_path):
+    for i in range(2):
+        paint(tmp_path / "in" / f"{i}.png", "red")
+    codes = [job(tmp_path / "in", tmp_path / "out", "--num-shards", "5", "--shard-index", str(i))[0] for i in range(5)]
+    assert codes == [0] * 5 and (tmp_path / "out" / "_SUCCESS").exists() and len(rows(tmp_path / "out")) == 2
+
+
+def interrupted(job, monkeypatch, *arguments):
+    """A run that is killed once all images are done, before anything about them all is written."""
+    from weakseg.batch import job as module
+
+    def killed(*_):
+        raise OSError(errno.EIO, "killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", killed)
+        assert job(*arguments)[0] == 1
+
+
+def test_a_redo_that_was_interrupted_and_taken_back(job, tmp_path, monkeypatch):
+    """The mask on disk is then of other tags than the manifest says: it is made again."""
+    paint(tmp_path / "in" / "a.png", "red", "green", "blue")
+    table, out = tmp_path / "in" / "data.csv", tmp_path / "out"
+    table.write_text("image,tags\na.png,red\n")
+    job(table, out)
+    before = tree(out)
+    table.write_text("image,tags\na.png,blue\n")
+    interrupted(job, monkeypatch, table, out)
+    assert not (out / "_SUCCESS").exists()
+    table.write_text("image,tags\na.png,red\n")
+    assert job(table, out)[1]["labelled"] == 1
+    assert tree(out) == before
+
+
+def test_retried_images_are_kept_when_the_run_is_interrupted(job, tmp_path, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    paint(source / "a.png", "red")
+    paint(source / "whole.png", "blue")
+    whole = (source / "whole.png").read_bytes()
+    (source / "b.png").write_bytes(b"x" * len(whole))
+    assert job(source, out)[0] == 3
+    (source / "b.png").write_bytes(whole)
+    interrupted(job, monkeypatch, source, out, "--retry-failed")
+    code, said = job(source, out)
+    assert code == 0 and said["labelled"] == 0 and said["ok"] == 3
+
+
+def test_names_that_get_in_each_others_way(job, tmp_path):
+    for name in ("a.jpg", "a.png/b.jpg", "a.txt/c.jpg"):
+        paint(tmp_path / "in" / name, "red")
+    code, said = job(tmp_path / "in", tmp_path / "out", "--formats", "yolo")
+    assert code == 0 and said["ok"] == 3
+
+
+def test_files_that_never_can_be_read_are_no_reason_to_stop(job, tmp_path):
+    source = tmp_path / "in"
+    paint(source / "a.png", "red")
+    (source / "loop.jpg").symlink_to(source / "loop.jpg")
+    os.mkfifo(source / "pipe.jpg")
+    (source / "up").symlink_to(source)
+    (source / "list.txt").write_text(f"a.png\nloop.jpg\npipe.jpg\n{'x' * 300}.jpg\nnul\0.jpg\n")
+    for where, n in ((source, 3), (source / "list.txt", 5)):
+        code, said = job(where, tmp_path / f"out-{n}")
+        assert code == 3 and (said["total"], said["ok"]) == (n, 1) and said["reasons"] == {"UNREADABLE": n - 1}
+
+
+def test_force_does_all_again(photos, job, tmp_path, undisturbed):
+    job(photos, tmp_path / "out")
+    (tmp_path / "out" / "masks" / "03.png").unlink()
+    code, said = job(photos, tmp_path / "out", "--formats", "coco")
+    assert code == 1 and "--force does all again" in said["error"]["message"]
+    assert job(photos, tmp_path / "out", "--force")[1]["labelled"] == 14
+    assert {p: d for p, d in tree(tmp_path / "out").items() if p in undisturbed} == undisturbed
+
+
+def test_timings_that_cannot_be_written_cost_nothing_else(photos, job, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, said = job(photos, tmp_path / "out", "--timings", str(tmp_path / "file" / "t.jsonl"))
+    assert code == 0 and said["ok"] == 14
+
+
 def test_other_settings_are_refused(photos, job, toy_bundle, tmp_path, undisturbed):
     out = tmp_path / "out"
     job(photos, out)
@@ -266,7 +348,7 @@ def test_an_output_among_the_images_is_refused(job, tmp_path):
     paint(tmp_path / "a.png", "red")
     paint(tmp_path / "masks" / "a.png", "red")
     code, said = job(tmp_path, tmp_path / "masks")
-    assert code == 2 and "choose a folder that has no images in it" in said["error"]["message"]
+    assert code == 2 and "lies in the folder of images: choose one beside it" in said["error"]["message"]
 
 
 def test_sigterm_finishes_what_is_under_way(photos, command, started, tmp_path, undisturbed, many):
@@ -456,7 +538,7 @@ def test_formats_may_be_asked_for_later(photos, job, tmp_path):
     job(photos, out)
     names = ["coco", "coco-polygons", "yolo", "label-studio", "cvat", "labelme", "parquet", "fiftyone"]
     code, said = job(photos, out, "--formats", *names, "--review", "5")
-    assert code == 0 and said["labelled"] == 0 and said["written"] == [*names, "review-5"]
+    assert code == 0 and said["labelled"] == 0 and said["written"] == [*names, "review"]
     assert job(photos, out, "--formats", *names, "--review", "5")[1]["written"] == []
     files = tree(out)
     assert len(json.loads(files["coco/instances-00000-of-00001.json"])["images"]) == 14
