@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,11 +122,15 @@ def label(arguments: Arguments) -> Summary:
 
 def _check_apart(items: Sequence[Item], output: str) -> None:
     """Masks must not be the next run's images."""
-    root = output if "://" in output else os.path.realpath(output)
+    root = _real_folder(output).rstrip("/") + "/"
     for item in items:
-        path = item.path if "://" in item.path else os.path.realpath(item.path)
-        if path.startswith(root.rstrip("/") + "/"):
+        if (_real_folder(os.path.dirname(item.path)) + "/").startswith(root):
             raise UsageError(f"--output {output} holds the image {item.uri}: choose a folder that has no images in it")
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(path: str) -> str:
+    return path if "://" in path or "\0" in path else os.path.realpath(path)
 
 
 def _assignment(arguments: Arguments, shard: Shard) -> Assignment:
