@@ -96,7 +96,7 @@ def _forward(model: nn.Module, module: nn.Module, name: str, images: Tensor) -> 
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules or name == "":
         convolutions = [other for other, module in modules.items() if isinstance(module, nn.Conv2d)]
         near = get_close_matches(name, modules, n=3) or convolutions[-3:]

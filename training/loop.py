@@ -23,6 +23,7 @@ from training.optim import build_optimizer, set_learning_rate
 from training.precision import Precision
 from training.randomness import seed_torch
 from training.step import Losses, Moment, Step, compiled
+from weakseg.errors import ConfigError
 from weakseg.progress import Progress
 from weakseg.stages import effective
 
@@ -38,12 +39,14 @@ def fit(
     progress: Progress,
     pictures: Pictures | None = None,
     lower: Mapping[str, object] | None = None,
+    cycles: int = 1,
 ) -> dict[str, Any]:
     """Train `model` in place; the sum of the named losses is minimised.
 
     Writes checkpoint.pt, metrics.jsonl and tensorboard/ under `folder`; continues from the checkpoint if there is one.
     Of several processes (training/distributed.py) the first alone writes. `lower`: settings of the method, with their
-    values, that make a step smaller; named where memory is short.
+    values, that make a step smaller; named where memory is short. cycles: equal parts of the training, in each of which
+    learning rates run from the first to the last.
 
     Returns: summary with n_images (seen in all), steps, final losses.
     Raises:
@@ -60,12 +63,13 @@ def fit(
     state = Checkpoint(
         folder,
         {"model": model, "optimizer": step.optimizer, "scaler": step.precision.scaler},
-        fingerprint={"optim": effective(config), "seed": seed, "n": len(images)},
+        fingerprint={"optim": effective(config), "seed": seed, "n": len(images)}
+        | ({"cycles": cycles} if cycles > 1 else {}),
     )
     start = batches.start = state.load()
     model.train()
     if start == 0 < total:
-        last = Moment(total - 1, config.epochs - 1, 1 - 1 / total)
+        last = Moment(total - 1, config.epochs - 1, 1 - 1 / total, cycles - 1)
         check_memory(step, images, batches.share, last, progress, lower or {})
     if config.compile:
         step.model = compiled(model)
@@ -76,8 +80,9 @@ def fit(
     ) as bar:
         for n, batch in enumerate(batches_of(loader(images, batches)), start):
             seed_torch(seed, n, rank)
-            lr = set_learning_rate(step.optimizer, config, n, total)
-            moment = Moment(n, n // batches.per_epoch, n / total)
+            cycle, first, end = part_of(n, total, cycles)
+            lr = set_learning_rate(step.optimizer, config, n - first, end - first)
+            moment = Moment(n, n // batches.per_epoch, n / total, cycle)
             values = step(batch.to(device), moment)
             if log is None:
                 continue
@@ -96,3 +101,15 @@ def fit(
     log.close()
     state.save(total)
     return {"n_images": (total - start) * config.batch_size, "steps": total, **log.last}
+
+
+def part_of(n: int, total: int, parts: int) -> tuple[int, int, int]:
+    """Which of `parts` parts of `total` steps, all but equal, has step n, and that part's first step and its end.
+
+    Raises:
+        ConfigError: fewer steps than parts.
+    """
+    if total < parts:
+        raise ConfigError(f"expected at least {parts} steps for as many cycles, got {total}: raise optim.epochs")
+    part = ((n + 1) * parts - 1) // total
+    return part, part * total // parts, (part + 1) * total // parts

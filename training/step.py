@@ -18,11 +18,12 @@ from weakseg.recipe import OptimConfig
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the training stands; losses may depend on it (ramps). done is in [0, 1)."""
+    """Where the training stands; losses may depend on it (ramps). done is in [0, 1), cycle the method's (cycles)."""
 
     step: int
     epoch: int
     done: float
+    cycle: int = 0
 
 
 Losses = Callable[[nn.Module, Batch, Moment], dict[str, Tensor]]

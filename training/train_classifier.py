@@ -31,21 +31,32 @@ N_PICTURES = 4
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
     """Train `recipe.train.method`; writes <folder>/train/classifier.pt. Resumes from train/checkpoint.pt."""
     dataset = read(recipe.data, recipe.data.train)
-    method = methods.get(recipe.train.method)
+    method: Any = methods.get(recipe.train.method)
+    labels = None
+    if hasattr(method, "labels_of"):
+        labels = method.labels_of(recipe, dataset, folder / stage, progress)
     seed_torch(recipe.seed, 0)
     model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train).to(pick_device())
-    images = TrainingImages(dataset, recipe.train.optim, model.backbone.mean_colour, recipe.seed)
-    shown = cam_pictures(dataset, recipe)
-    lower = method.memory_settings(recipe.train) if hasattr(method, "memory_settings") else {}
-    losses = method.losses_of(recipe.train)
-    summary = fit(model, losses, images, folder / stage, progress=progress, pictures=shown, lower=lower)
+    if hasattr(method, "start"):
+        method.start(model, folder / stage)
+    optim = method.optim_of(recipe.train) if hasattr(method, "optim_of") else recipe.train.optim
+    summary = fit(
+        model,
+        method.losses_of(recipe.train),
+        TrainingImages(dataset, optim, model.backbone.mean_colour, recipe.seed, labels),
+        folder / stage,
+        progress=progress,
+        pictures=cam_pictures(dataset, recipe),
+        lower=method.memory_settings(recipe.train) if hasattr(method, "memory_settings") else None,
+        cycles=method.cycles(recipe.train) if hasattr(method, "cycles") else 1,
+    )
     if distributed.rank() == 0:
         save_model(
             folder / stage / "classifier.pt",
             model,
             kind="classifier",
             classes=dataset.classes.names,
-            method=recipe.train.method,
+            method=methods.base_of(recipe.train.method),
         )
     return summary
 

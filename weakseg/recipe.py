@@ -92,13 +92,147 @@ class SeamConfig:
 
 
 @dataclass(frozen=True)
+class ClassTokensConfig:
+    """Class tokens of a ViT or DeiT."""
+
+    per_class: bool = True  # a token for each class, as MCTformer has; False = one, and a linear layer behind it
+    layers: int = 3  # last ones whose attention of class tokens makes the maps; with per_class
+    refine: bool = False  # maps averaged over the patches that each patch looks at; with per_class
+
+
+@dataclass(frozen=True)
+class HideAndSeekConfig:
+    """Patches of training images are hidden. Sides are for crops of 224 pixels and grow with the crop."""
+
+    sides_px: tuple[int, ...] = (0, 16, 32, 44, 56)  # of patches; one is drawn for each image, 0 hides nothing
+    hide: float = 0.5  # probability, for each patch
+
+
+@dataclass(frozen=True)
+class MixupCamConfig:
+    """Images and tags are mixed in pairs; maps are to be sure and in one place. Weights of 0 leave a loss out."""
+
+    alpha: float = 0.2  # shares are drawn from Beta(alpha, alpha)
+    entropy: float = 0.02  # of the classes at each cell
+    concentration: float = 0.5  # spread of each present class around its centre, sides of the map being 1
+
+
+@dataclass(frozen=True)
+class AcolConfig:
+    """Two classifiers over one backbone; the second does not see what the first finds."""
+
+    width: int = 256  # channels of their layers; the authors have 1024
+    erase: float = 0.6  # the second's features are 0 where the first's map, in [0, 1], is as strong
+
+
+@dataclass(frozen=True)
+class MdcConfig:
+    """Classifiers of several dilations over one backbone."""
+
+    width: int = 256  # channels of each
+    dilations: tuple[int, ...] = (1, 3, 6, 9)  # the first keeps maps exact, the mean of the others spreads them
+
+
+@dataclass(frozen=True)
+class PuzzleCamConfig:
+    """Maps of an image are to be those of its tiles, put together again."""
+
+    tiles: int = 2  # a side
+    weight: float = 4.0  # of the difference, once it has its full weight
+    ramp: float = 0.5  # share of the training in which the weight grows from 0
+
+
+@dataclass(frozen=True)
+class RecamConfig:
+    """A second head tells the classes of an image apart, looking where each one's map is."""
+
+    weight: float = 1.0  # of its loss
+    maps: Literal["product", "second"] = "product"  # by both heads' weights multiplied, or the second's
+
+
+@dataclass(frozen=True)
+class ErasingConfig:
+    """Classifiers one after the other; each is shown images in which what the earlier ones found is erased."""
+
+    steps: int = 3  # classifiers
+    hot: float = 0.8  # a class is found where its map is this share of its maximum
+    stop: float = 2.0  # a class takes part until its loss is this many times that of the first step
+
+
+@dataclass(frozen=True)
+class SaliencyConfig:
+    """Where things are, whatever they are: maps in [0, 1] of the training images."""
+
+    folder: str | None = None  # grey PNGs of the images' names and sizes; None = estimated
+    estimator: Literal["contrast", "objectness"] = "contrast"  # objectness: a network that saw generated scenes alone
+    missing: Literal["refuse", "skip"] = "refuse"  # skip: an image without a file is learnt from without saliency
+
+
+@dataclass(frozen=True)
+class EpsConfig:
+    """Classes and background add up to the saliency map."""
+
+    tau: float = 0.4  # a class counts as salient where as much of it is
+    balance: float = 0.5  # of objects against what is not background
+    weight: float = 1.0  # of the saliency loss
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+
+
+@dataclass(frozen=True)
+class GuidedConfig:
+    """Label maps of seeds and saliency, and a network that learns from them."""
+
+    rule: Literal["g0", "g1", "g2"] = "g2"
+    seed: float = 0.2  # a class's seeds: its map is this share of its maximum
+    salient: float = 0.5
+    smallest: float = 0.01  # share of the image; smaller salient parts are dropped
+    seeds_share: float = 0.5  # of the epochs, for the classifier that makes the seeds
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+
+
+@dataclass(frozen=True)
+class SecConfig:
+    """Seed, expand, constrain. Weights of 0 leave a loss out."""
+
+    seed: float = 0.2  # a class's seeds: its map is this share of its maximum
+    background: float = 0.1  # share of an image's pixels that are seeds of background: the least salient ones
+    expand_decay: float = 0.996  # of a present class's ranks, for 41 x 41 cells
+    background_decay: float = 0.999
+    expand: float = 1.0
+    constrain: float = 1.0
+    seeds_share: float = 0.5  # of the epochs, for the classifier that makes the seeds
+    saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
+
+
+@dataclass(frozen=True)
+class DsrgConfig(SecConfig):
+    """SEC's seeds grow over what the network has become sure of; nothing is expanded otherwise."""
+
+    expand: float = 0.0
+    sure: float = 0.85  # probability of a class
+    sure_background: float = 0.99
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The classifier."""
 
-    method: str = "cam"  # a file of training/methods
+    method: str = "cam"  # a file of training/methods, or several: seam+hide_and_seek
     dropout: float = 0.5  # of whole channels, before the head
     optim: OptimConfig = field(default_factory=OptimConfig)
     seam: SeamConfig = field(default_factory=SeamConfig)  # for method seam
+    class_tokens: ClassTokensConfig = field(default_factory=ClassTokensConfig)  # for method class_tokens
+    hide_and_seek: HideAndSeekConfig = field(default_factory=HideAndSeekConfig)
+    mixup_cam: MixupCamConfig = field(default_factory=MixupCamConfig)
+    acol: AcolConfig = field(default_factory=AcolConfig)
+    mdc: MdcConfig = field(default_factory=MdcConfig)
+    puzzle_cam: PuzzleCamConfig = field(default_factory=PuzzleCamConfig)
+    recam: RecamConfig = field(default_factory=RecamConfig)
+    erasing: ErasingConfig = field(default_factory=ErasingConfig)
+    eps: EpsConfig = field(default_factory=EpsConfig)
+    guided: GuidedConfig = field(default_factory=GuidedConfig)
+    sec: SecConfig = field(default_factory=SecConfig)
+    dsrg: DsrgConfig = field(default_factory=DsrgConfig)
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,12 @@ def _train_split(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _train_settings(recipe: Recipe) -> Any:
-    """Of the sections of methods only that of the method in use, which has the method's name."""
+    """Of the sections of methods only those of the methods in use, which have the methods' names."""
     train = recipe.train
-    sections = {name for name, value in vars(train).items() if is_dataclass(value)} - {"optim", train.method}
+    sections = {name for name, value in vars(train).items() if is_dataclass(value)} - {
+        "optim",
+        *train.method.split("+"),
+    }
     return [recipe.backbone, {name: value for name, value in vars(train).items() if name not in sections}]
 
 

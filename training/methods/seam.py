@@ -24,6 +24,7 @@ MAP_STRIDE = 4  # pixels of the second view per cell of the grid that maps are c
 # What one class has in VOC's mean over 20. By default ER is the mean over the present classes, whatever their number in
 # the data; at the full weight of that, the shortest way to agree is two maps that shrink to a point (docs/results.md).
 ONE_OF_VOC = 0.05
+NETWORK = SeamClassifier
 LEAST_RANGE = 1.0  # of a map in logits, below which it does not count as an answer of the network
 
 

@@ -7,6 +7,7 @@ from training.models.deeplab import DeepLabV3Plus, build_segmentation
 from training.models.irn import EdgeNet
 from training.models.seam import SeamClassifier
 from training.models.store import AFFINITY_NETWORKS, load_model, save_model
+from training.models.tokens import TokenClassifier
 
 __all__ = [
     "AFFINITY_NETWORKS",
@@ -15,6 +16,7 @@ __all__ = [
     "DeepLabV3Plus",
     "EdgeNet",
     "SeamClassifier",
+    "TokenClassifier",
     "build_backbone",
     "build_segmentation",
     "load_model",

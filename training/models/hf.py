@@ -1,4 +1,4 @@
-"""Any `AutoBackbone` of Hugging Face transformers as a backbone: `hf:<id on the hub>` or `hf:<local folder>`."""
+"""Any `AutoBackbone` of Hugging Face transformers, ViT and DeiT as a backbone: `hf:<id on the hub or local folder>`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from training.models.backbone import Backbone
 from training.models.layers import CANVAS, freeze
+from training.models.vit import MODEL_TYPES, VitNetwork
 from weakseg.errors import ConfigError, WeightsError
 from weakseg.recipe import HF_PREFIX, BackboneConfig
 
@@ -22,9 +23,10 @@ EARLY = 4  # stride of the first two maps
 class HfBackbone(Backbone):
     """Four of the network's maps, from early to late, as the five that every backbone has.
 
-    A pyramid (ConvNeXt, Swin, ResNet) gives the last map of each stride, a plain transformer (DINOv2) the maps after
-    each quarter of its layers. The first of the four, brought to stride 4, is both map 1 and map 2. Maps coarser than
-    the output stride, and those of a stride of 14, are resampled to it: cells lie where they do in other backbones.
+    A pyramid (ConvNeXt, Swin, ResNet) gives the last map of each stride, a plain transformer (DINOv2, ViT) the maps
+    after each quarter of its layers. The first of the four, brought to stride 4, is both map 1 and map 2. Maps coarser
+    than the output stride, and those of a stride of 14, are resampled to it: cells lie where they do in other
+    backbones.
 
     config.weights: None = those of the id or folder, "random" = none; none either where `pretrained` is False.
     architecture: the network's own settings, as `self.architecture` had them; None = those of the id or folder.
@@ -84,14 +86,18 @@ class HfBackbone(Backbone):
         freeze(blocks[: len(blocks) * (n - 1) // 4])
 
     def features(self, x: Tensor) -> list[Tensor]:
-        height, width = x.shape[2:]
-        down, right = (_canvas(size, self._multiple) - size for size in (height, width))
-        maps = self.network(F.pad(x, (0, right, 0, down))).feature_maps
-        parts = [
-            _at_stride(maps[i], own, stride, height, width)
-            for (i, own), stride in zip(self._own, self.strides[1:], strict=True)
-        ]
+        maps = self.network(self.padded(x)).feature_maps
+        parts = [self.on_grid(maps[i], k, x) for k, (i, _) in enumerate(self._own, 1)]
         return [parts[0], *parts]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """With zeros, the mean colour, at the bottom and right: whole cells of the network's and of ours."""
+        down, right = (_canvas(size, self._multiple) - size for size in x.shape[2:])
+        return F.pad(x, (0, right, 0, down))
+
+    def on_grid(self, maps: Tensor, k: int, x: Tensor) -> Tensor:
+        """Maps of the padded x, on the network's grid that map k has, brought to the grid of ours for x."""
+        return _at_stride(maps, self._own[k - 1][1], self.strides[k], x.shape[2], x.shape[3])
 
 
 def four_of(strides: list[int]) -> list[int]:
@@ -129,12 +135,14 @@ def _network(name: str, pretrained: bool, architecture: Mapping[str, Any] | None
     hf_logging.set_verbosity_error()  # it reports the norms below as missing
     try:
         config = AutoConfig.for_model(**architecture) if architecture else AutoConfig.from_pretrained(name)
+        if config.model_type in MODEL_TYPES:
+            return _vit(name, config, pretrained)
         config.out_features = [stage for stage in config.stage_names if stage != "stem"]
         network = AutoBackbone.from_config(config)
         if not pretrained:
             return network.float()
         # By the network's own class: AutoBackbone.from_pretrained of transformers 5 takes no local folders.
-        network, report = type(network).from_pretrained(name, config=config, output_loading_info=True)
+        return _with_weights(type(network), name, config)
     except OSError as error:
         raise WeightsError(
             f"cannot get {name} ({_first_line(error)}): expected an id on huggingface.co, and network, "
@@ -144,6 +152,19 @@ def _network(name: str, pretrained: bool, architecture: Mapping[str, Any] | None
         raise ConfigError(f"{HF_PREFIX}{name} is not a backbone to transformers: {_first_line(error)}") from error
     finally:
         hf_logging.set_verbosity(verbosity)
+
+
+def _vit(name: str, config: Any, pretrained: bool) -> VitNetwork:
+    """These have no AutoBackbone; what AutoModel makes of them has the parts of one."""
+    from transformers import AutoModel
+
+    if pretrained:
+        return VitNetwork(_with_weights(AutoModel, name, config, add_pooling_layer=False))
+    return VitNetwork(AutoModel.from_config(config, add_pooling_layer=False).float())
+
+
+def _with_weights(cls: Any, name: str, config: Any, **options: Any) -> Any:
+    network, report = cls.from_pretrained(name, config=config, output_loading_info=True, **options)
     # Norms behind the stages exist in backbones alone; a classifier's file does not have them.
     missing = [key for key in report["missing_keys"] if "norm" not in key]
     if missing:

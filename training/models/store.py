@@ -15,13 +15,11 @@ from training.models.build import build_backbone
 from training.models.classifier import CamClassifier
 from training.models.deeplab import NETWORKS, DeepLabV3Plus
 from training.models.irn import EdgeNet
-from training.models.seam import SeamClassifier
 from training.models.weights import load_strictly
 from weakseg.errors import WeightsError
 from weakseg.files import write_bytes_atomic
 from weakseg.recipe import BackboneConfig
 
-CLASSIFIERS = {"seam": SeamClassifier}  # by training method; any other method trains a CamClassifier
 AFFINITY_NETWORKS = {"affinitynet": AffinityNet, "irn": EdgeNet}  # by method
 
 
@@ -66,7 +64,15 @@ def load_model(path: Path, *, kind: str) -> tuple[nn.Module, tuple[str, ...]]:
     if kind == "affinity":
         model: nn.Module = AFFINITY_NETWORKS.get(name, AffinityNet)(backbone, **content["head"])
     else:
-        head = NETWORKS.get(name, DeepLabV3Plus) if kind == "segmentation" else CLASSIFIERS.get(name, CamClassifier)
-        model = head(backbone, len(classes), **content["head"])
+        network = NETWORKS.get(name, DeepLabV3Plus) if kind == "segmentation" else _classifier(name)
+        model = network(backbone, len(classes), **content["head"])
     load_strictly(model, content["state_dict"], what=str(path))
     return model.eval(), classes
+
+
+def _classifier(method: str) -> type[nn.Module]:
+    """The network that a training method builds."""
+    from training import methods  # these build the networks of this package
+
+    network: type[nn.Module] = getattr(methods.get(method), "NETWORK", CamClassifier)
+    return network

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
+from functools import cache
+from tempfile import mkdtemp
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +16,30 @@ from training import methods
 from training.models import build_backbone
 from weakseg.recipe import BackboneConfig, TrainConfig
 
-TRAINED_BY = {"pcm": "seam"}  # CAM methods that want the classifier of a certain training method
+# CAM methods that want the classifier of a certain training method
+TRAINED_BY = {"attention": "class_tokens", "pcm": "seam"}
 
 
 def classifier_for(cam_method: str, n_classes: int, seed: int = 0) -> nn.Module:
     """A small one with random weights, in training mode but for its batch norm."""
-    torch.manual_seed(seed)
     name = TRAINED_BY.get(cam_method, "cam")
-    backbone = build_backbone(BackboneConfig(name="small_resnet", freeze_stages=0))
-    return methods.get(name).build(backbone, n_classes, TrainConfig(method=name))
+    backbone = transformer() if name == "class_tokens" else BackboneConfig(name="small_resnet", freeze_stages=0)
+    torch.manual_seed(seed)
+    return methods.get(name).build(build_backbone(backbone), n_classes, TrainConfig(method=name))
+
+
+@cache
+def transformer(kind: str = "ViT", patch: int = 16) -> BackboneConfig:
+    """Of random weights; its folder holds its settings alone."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: pip install 'weakseg[hf]'"
+    )
+    folder = mkdtemp(prefix=f"weakseg-test-{kind}-")
+    config = getattr(transformers, f"{kind}Config")
+    small = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    config(**small, image_size=4 * patch, patch_size=patch).save_pretrained(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return BackboneConfig(name=f"hf:{folder}", weights="random", freeze_stages=0)
 
 
 def photographs(n: int = 2, height: int = 48, width: int = 64, seed: int = 1) -> Tensor:
