@@ -7,10 +7,10 @@ the thresholds .05 and .30 for its labels, and its walk meets a constant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from weakseg.recipe import AffinityConfig, OptimConfig, WalkConfig
+from weakseg.recipe import AffinityConfig, OptimConfig, Recipe, SeamConfig, WalkConfig
 
 # Wang et al., CVPR 2020, and YudeWang/SEAM train_aff.py, infer_aff.py
 _SEAM = AffinityConfig(
@@ -43,3 +43,31 @@ _IRN = AffinityConfig(
 )
 
 AFFINITY: Mapping[str, AffinityConfig] = {"default": AffinityConfig(), "seam": _SEAM, "psa": _PSA, "irn": _IRN}
+
+
+def _seam(recipe: Recipe) -> Recipe:
+    """Refined maps of less than the image's size are blots; plain maps gain from them."""
+    scales = tuple(scale for scale in recipe.cam.scales if scale >= 1) or recipe.cam.scales
+    return replace(
+        recipe,
+        train=replace(recipe.train, seam=SeamConfig(rescale=0.5)),
+        cam=replace(recipe.cam, method="pcm", scales=scales, normalisation="minmax"),
+    )
+
+
+def _class_tokens(recipe: Recipe) -> Recipe:
+    return replace(recipe, cam=replace(recipe.cam, method="attention"))
+
+
+# What a training method wants of a recipe beside its name.
+_METHODS: Mapping[str, Callable[[Recipe], Recipe]] = {"seam": _seam, "class_tokens": _class_tokens}
+
+
+def with_method(recipe: Recipe, method: str) -> Recipe:
+    """The recipe with another training method, or several (`seam+hide_and_seek`), and the maps that go with it."""
+    for part in method.split("+"):
+        if part in _METHODS:
+            recipe = _METHODS[part](recipe)
+    name = f"{recipe.name}-{method}"
+    export = replace(recipe.export, name=f"{recipe.export.name}-{method.replace('+', '-').replace('_', '-')}")
+    return replace(recipe, name=name, train=replace(recipe.train, method=method), export=export)

@@ -17,10 +17,11 @@ from typing import Any
 import tyro
 
 from weakseg.errors import ConfigError
-from weakseg.presets import AFFINITY
+from weakseg.presets import AFFINITY, with_method
 from weakseg.recipe import CrfConfig, Recipe, SegConfig
 
 PACKAGE = "training.recipes"
+METHOD = re.compile(r":[a-z0-9_+]+$")  # behind a recipe's name; a path of Windows has its colon elsewhere
 # Sections that can be absent, outer ones first, and what each can be set to by name. A key of one that is absent
 # starts from the first.
 CRF: Mapping[str, CrfConfig | None] = {"default": CrfConfig(), "none": None}
@@ -43,9 +44,12 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str) -> Recipe:
     """The recipe of a name (`wsss_mini`, `wsss-mini`) or of a Python file that defines RECIPE.
 
+    `wsss_mini:acol` is that recipe with the training method acol (weakseg.presets.with_method).
+
     Raises:
         ConfigError: no such recipe, or the file defines none.
     """
+    name, colon, method = name.rpartition(":") if METHOD.search(name) else (name, "", "")
     if name.endswith(".py"):
         recipe = _from_file(Path(name))
     else:
@@ -57,7 +61,7 @@ def load_recipe(name: str) -> Recipe:
         recipe = getattr(import_module(f"{PACKAGE}.{module}"), "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"{name}: expected it to define RECIPE = Recipe(...), got {type(recipe).__name__}")
-    return recipe
+    return with_method(recipe, method) if colon else recipe
 
 
 def override(recipe: Recipe, arguments: Sequence[str], *, prog: str = "weakseg run RECIPE") -> Recipe:

@@ -6,12 +6,7 @@ weakseg data make-synthetic data/synthetic && weakseg run seam_synthetic --data.
 from dataclasses import replace
 
 from training.recipes.synthetic import RECIPE as PLAIN
-from weakseg.recipe import SeamConfig
+from weakseg.presets import with_method
 
-RECIPE = replace(
-    PLAIN,
-    name="seam_synthetic",
-    train=replace(PLAIN.train, method="seam", seam=SeamConfig(rescale=0.5)),
-    cam=replace(PLAIN.cam, method="pcm", normalisation="minmax"),
-    export=replace(PLAIN.export, name="seam-demo"),
-)
+SEAM = with_method(PLAIN, "seam")
+RECIPE = replace(SEAM, name="seam_synthetic", export=replace(SEAM.export, name="seam-demo"))

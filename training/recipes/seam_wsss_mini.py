@@ -7,13 +7,7 @@ weakseg run seam_wsss_mini --data.root ../shared/data/wsss-mini \
 from dataclasses import replace
 
 from training.recipes.wsss_mini import RECIPE as PLAIN
-from weakseg.recipe import CamConfig, SeamConfig
+from weakseg.presets import with_method
 
-RECIPE = replace(
-    PLAIN,
-    name="seam_wsss_mini",
-    train=replace(PLAIN.train, method="seam", seam=SeamConfig(rescale=0.5)),
-    # Refined maps of half the size, 10 cells high, are blots; plain maps gain from them.
-    cam=CamConfig(method="pcm", scales=(1.0, 1.5, 2.0), normalisation="minmax"),
-    export=replace(PLAIN.export, name="seam-wsss-mini"),
-)
+SEAM = with_method(PLAIN, "seam")
+RECIPE = replace(SEAM, name="seam_wsss_mini", export=replace(SEAM.export, name="seam-wsss-mini"))
