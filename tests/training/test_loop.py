@@ -12,12 +12,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor, nn
 
 from training.data import Batch, Batches, TrainingImages, loader
-from training.loop import Moment, fit
+from training.loop import Moment, fit, part_of
 from training.losses import multilabel_soft_margin
 from training.models import CamClassifier, build_backbone
 from training.optim import build_optimizer, parameter_groups, poly_factor, set_learning_rate
@@ -190,6 +192,35 @@ def test_poly_schedule_runs_from_one_to_zero() -> None:
     assert poly_factor(100, 100, 0.9) == 0
     assert poly_factor(50, 100, 0.9) == pytest.approx(0.5**0.9)
     assert poly_factor(0, 100, 0.9, warmup=3) == 0.25
+
+
+@given(st.integers(1, 40), st.data())
+def test_cycles_are_all_but_equal_parts(total: int, data: st.DataObject) -> None:
+    parts = data.draw(st.integers(1, total))
+    found = [part_of(n, total, parts) for n in range(total)]
+    assert {part for part, _, _ in found} == set(range(parts))
+    assert all(first <= n < end for n, (_, first, end) in enumerate(found))
+    sizes = {end - first for _, first, end in found}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_rate_starts_anew_with_each_cycle(recipe: Recipe, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watched(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        seen.append((moment.step, moment.cycle))
+        return losses(model, batch, moment)
+
+    images = images_of(recipe, epochs=20, lr=0.3)  # 40 steps, every tenth is logged
+    fit(Linear(), watched, images, tmp_path, progress=SILENT, cycles=2)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows] == pytest.approx([0.3 * (1 - n / 20) ** 0.9 for n in (9, 19, 9, 19)])
+    assert seen[-40:] == [(n, n // 20) for n in range(40)]
+
+
+def test_fewer_steps_than_cycles_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 3 steps for as many cycles, got 2: raise optim.epochs"):
+        fit(Linear(), losses, images_of(recipe, epochs=1), tmp_path, progress=SILENT, cycles=3)
 
 
 def test_four_groups_with_their_rates_and_decays() -> None:
