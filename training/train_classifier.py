@@ -18,6 +18,7 @@ from training.device import pick_device
 from training.graphs import ClassifierGraph
 from training.loop import fit
 from training.models import build_backbone, save_model
+from training.models.layers import CANVAS
 from training.randomness import seed_torch
 from weakseg.cam import normalise, upsample
 from weakseg.datasets import Dataset, read
@@ -37,6 +38,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
         labels = method.labels_of(recipe, dataset, folder / stage, progress)
     seed_torch(recipe.seed, 0)
     model = method.build(build_backbone(recipe.backbone), len(dataset.classes), recipe.train).to(pick_device())
+    check_maps(model, recipe)
     if hasattr(method, "start"):
         method.start(model, folder / stage)
     optim = method.optim_of(recipe.train) if hasattr(method, "optim_of") else recipe.train.optim
@@ -59,6 +61,19 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
             method=methods.base_of(recipe.train.method),
         )
     return summary
+
+
+def check_maps(model: nn.Module, recipe: Recipe) -> None:
+    """Make those of a small image, so that a classifier or a layer which has none is named before the training.
+
+    Raises:
+        ConfigError: by the CAM method.
+    """
+    method = cams.get(recipe.cam.method, recipe.cam.layer)
+    image = torch.zeros(1, 3, 4 * CANVAS, 4 * CANVAS, device=next(model.parameters()).device)
+    with torch.no_grad():
+        method.maps(model.eval(), image)
+    model.train()
 
 
 def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict[str, Tensor]]:

@@ -129,3 +129,21 @@ def test_a_layer_that_is_not_there(small: Recipe, folder: Path) -> None:
         run(with_method(small, "grad_cam", "--cam.layer", "backbone.body.77"), folder, last="cam", progress=SILENT)
     with pytest.raises(ConfigError, match="cam method cam takes no layer, got cam.layer 'backbone'"):
         run(with_method(small, "cam", "--cam.layer", "backbone"), folder, last="cam", progress=SILENT)
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "message"),
+    [
+        ("grad_cam", "backbone.body.77", "no layer 'backbone.body.77'"),
+        ("cam", "backbone", "takes no layer"),
+        ("pcm", None, "train method seam"),
+        ("attention", None, "train method class_tokens"),
+    ],
+)
+def test_maps_that_cannot_be_made_are_named_before_the_training(
+    small: Recipe, tmp_path: Path, method: str, layer: str | None, message: str
+) -> None:
+    recipe = replace(small, cam=replace(small.cam, method=method, layer=layer))
+    with pytest.raises(ConfigError, match=message):
+        run(recipe, tmp_path, last="train", progress=SILENT)
+    assert not (tmp_path / "train" / "checkpoint.pt").exists()
