@@ -30,7 +30,7 @@ from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import Recipe
 from weakseg.refinement import REFINERS, Change, refiner_record
 from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json, walked_path
-from weakseg.scoring import Boundary, Confusion, Sweep, none_if_nan
+from weakseg.scoring import Boundary, Calibration, Confusion, Sweep, none_if_nan
 from weakseg.stages import mask_stage
 from weakseg.threshold import Threshold, after_walk, drawn
 
@@ -59,6 +59,7 @@ class Counts:
     """Everything that is counted over some images: tallies by `what`, changes by refiner."""
 
     sweep: Sweep
+    calibration: Calibration = field(default_factory=Calibration)
     tallies: dict[str, Tally] = field(default_factory=dict)
     changes: dict[str, Change] = field(default_factory=dict)
     n_images: int = 0
@@ -66,6 +67,7 @@ class Counts:
     def merge(self, other: Counts, task: Task) -> None:
         self.sweep.histogram += other.sweep.histogram
         self.sweep.n_images += other.sweep.n_images
+        self.calibration.counts += other.calibration.counts
         self.n_images += other.n_images
         for what, tally in other.tallies.items():
             self.tallies.setdefault(what, task.tally()).merge(tally)
@@ -127,9 +129,7 @@ def score_split(
     counts = Counts(Sweep(task.n_classes)) if truth is None else _count(dataset.samples, task, progress)
     if not counts.tallies:
         counts = _count(drawn([sample for sample in dataset if sample.tags]), replace(task, truth=None), progress)
-    records = {
-        what: _record(what, tally, counts.sweep, task, dataset, threshold) for what, tally in counts.tallies.items()
-    }
+    records = {what: _record(what, tally, counts, task, dataset, threshold) for what, tally in counts.tallies.items()}
     miou = {what: record["miou"] for what, record in records.items()}
     for refiner in REFINERS:
         if refiner.name in counts.changes:
@@ -160,6 +160,7 @@ def _count_chunk(samples: Sequence[Sample], *, task: Task) -> Counts:
         if task.truth is not None:
             truth = task.truth.mask(sample.id)
             counts.sweep.add(truth, cam01, cam.classes)
+            counts.calibration.add(cam.scores, sample.tags)
             for what, labels in maps.items():
                 if labels.shape != truth.shape:
                     raise DatasetError(
@@ -196,7 +197,7 @@ def _label_maps(
 
 
 def _record(
-    what: str, tally: Tally, sweep: Sweep, task: Task, dataset: Dataset, threshold: Threshold
+    what: str, tally: Tally, counts: Counts, task: Task, dataset: Dataset, threshold: Threshold
 ) -> dict[str, Any]:
     recipe, classes = task.recipe, dataset.classes
     weak = what in ("cam", "cam_crf", "random_walk", "pseudo_mask")  # made with the image's tags and a threshold
@@ -206,7 +207,8 @@ def _record(
         crf, threshold = walk.crf, after_walk(threshold, walk)
     if what in ("segmentation_crf", "segmentation_full_crf"):
         crf = recipe.evaluate.seg_crf
-    oracle = sweep.best(task.scored) if what == "cam" else None
+    sweep, calibration = (counts.sweep, counts.calibration) if what == "cam" else (None, None)
+    oracle = None if sweep is None else sweep.best(task.scored)
     record = {
         "what": what,
         "split": dataset.split,
@@ -219,8 +221,10 @@ def _record(
         "seed": recipe.seed,
         "boundary_f": none_if_nan(tally.boundary.mean()),
         "boundary_px": recipe.evaluate.boundary_px,
-        "curve": sweep.curve(task.scored) if what == "cam" else None,
+        "curve": None if sweep is None else sweep.curve(task.scored),
         "oracle": None if oracle is None else {"t": oracle[0], "miou": oracle[1]},
+        "ece": None if calibration is None else none_if_nan(calibration.ece()),
+        "brier": None if calibration is None else none_if_nan(calibration.brier()),
     }
     return record | tally.confusion.scores(task.scored).to_dict(classes)
 

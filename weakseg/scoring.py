@@ -1,6 +1,7 @@
 """Scores against true masks: IoU from one summed confusion matrix, the threshold sweep, the boundary F-score.
 
-Accumulators take one image at a time (`add(truth, ...)`). Truth pixels that are IGNORE take no part anywhere.
+Accumulators take one image at a time (`add(truth, ...)`). Truth pixels that are IGNORE take no part anywhere. What a
+classifier's scores are worth, Calibration, is told by tags alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from weakseg.errors import ConfigError, DataError, UnknownClassError
 
 # In float32, as `cam.labels_from_cam` compares: a score of exactly k / 100 falls on the same side in both.
 SWEEP_THRESHOLDS: NDArray[np.float32] = (np.arange(60) / 100).astype(np.float32)
+CALIBRATION_BINS = 15
 
 
 def confusion(truth: NDArray[Any], prediction: NDArray[Any], n_classes: int) -> NDArray[np.int64]:
@@ -254,6 +256,45 @@ class Boundary:
     def mean(self) -> float:
         """Mean over background and the scored classes, as mIoU; NaN when no outline was met."""
         return nan_mean(self.per_class()[list(self.rows)])
+
+
+class Calibration:
+    """Is a class there as often as its score says? Counted over all pairs of an image and a class.
+
+    Pairs lie in 15 bins of equal width over [0, 1], a score of 1 in the last. `counts` of parts may be added up.
+
+    ece = sum_b n_b / N |mean score of b - share of b that is present|,   brier = mean of (score - present)^2
+
+    Both are NaN where no image has a tag: nothing says what these images show.
+    Source: Guo et al., ICML 2017, equation 3, here of yes or no for every class; Brier, 1950.
+    """
+
+    def __init__(self) -> None:
+        # per bin: pairs, the sum of their scores, those present, the sum of squared differences
+        self.counts: NDArray[np.float64] = np.zeros((CALIBRATION_BINS, 4))
+
+    def add(self, scores: NDArray[np.float32], tags: Sequence[int]) -> None:
+        """Count one image.
+
+        Args:
+            scores: (C,) in [0, 1]. tags: class indices of what the image shows.
+        """
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise DataError(f"scores must lie in [0, 1], got {scores.min():g} to {scores.max():g}: apply the sigmoid")
+        present = np.zeros(len(scores))
+        present[mask_values(np.array(tags, dtype=np.intp), len(scores)).astype(np.intp) - 1] = 1
+        exact = scores.astype(np.float64)
+        bins = np.minimum((exact * CALIBRATION_BINS).astype(np.intp), CALIBRATION_BINS - 1)
+        for column, values in enumerate((np.ones(len(exact)), exact, present, (exact - present) ** 2)):
+            self.counts[:, column] += np.bincount(bins, values, CALIBRATION_BINS)
+
+    def ece(self) -> float:
+        pairs, scored, present, _ = self.counts.T
+        return float(np.abs(scored - present).sum() / pairs.sum()) if present.any() else float("nan")
+
+    def brier(self) -> float:
+        pairs, _, present, squared = self.counts.T
+        return float(squared.sum() / pairs.sum()) if present.any() else float("nan")
 
 
 def by_name(values: NDArray[np.float64], classes: ClassTable, scored: Sequence[int]) -> dict[str, float | None]:

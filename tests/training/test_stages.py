@@ -23,7 +23,7 @@ from weakseg.masks.png import labels_from_png, provenance_of
 from weakseg.progress import Progress
 from weakseg.pseudo_mask import refined_labels
 from weakseg.recipe import CrfConfig, PseudoLabelConfig, Recipe, SegConfig, ThresholdConfig
-from weakseg.scoring import Confusion
+from weakseg.scoring import Calibration, Confusion
 from weakseg.threshold import fixed
 
 SILENT = Progress("silent")
@@ -88,6 +88,16 @@ def test_scores_are_those_of_the_written_predictions(recipe: Recipe, trained: di
         confusion.add(truth.mask(sample_id), labels_from_png(path.read_bytes()))
     record = json.loads((folder / "evaluate/segmentation-val.json").read_text())
     assert record["miou"] == pytest.approx(confusion.scores().miou)
+
+
+def test_calibration_is_of_the_scores_and_tags(recipe: Recipe, trained: dict[str, Path]) -> None:
+    folder, counted = trained["run"], Calibration()
+    for sample in read(recipe.data, "val"):
+        counted.add(read_cam(folder / f"cam/val/{sample.id}.npz").scores, sample.tags)
+    records = {what: json.loads((folder / f"evaluate/{what}-val.json").read_text()) for what in ("cam", "cam_crf")}
+    assert records["cam"]["ece"] == pytest.approx(counted.ece()) and counted.ece() > 0
+    assert records["cam"]["brier"] == pytest.approx(counted.brier())
+    assert records["cam_crf"]["ece"] is None and records["cam_crf"]["brier"] is None
 
 
 def test_masks_say_how_they_were_made(recipe: Recipe, trained: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from scipy import ndimage
 from weakseg.cam import labels_from_cam
 from weakseg.classes import IGNORE, IGNORE_U16, ClassTable
 from weakseg.errors import ConfigError, DataError, UnknownClassError
-from weakseg.scoring import SWEEP_THRESHOLDS, Boundary, Confusion, Sweep, confusion, scores
+from weakseg.scoring import SWEEP_THRESHOLDS, Boundary, Calibration, Confusion, Sweep, confusion, scores
 
 N = 3
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -276,3 +276,62 @@ def test_boundary_refuses_unusable_input() -> None:
         Boundary(N, 1, [N])
     with pytest.raises(DataError, match="one size"):
         Boundary(N, 1).add(square(8), square(8)[:5])
+
+
+def calibration(images: list[tuple[list[float], list[int]]]) -> Calibration:
+    counted = Calibration()
+    for one, tags in images:
+        counted.add(np.array(one, dtype=np.float32), tags)
+    return counted
+
+
+def test_scores_that_say_how_often_a_class_is_there() -> None:
+    """Of four images with score 0.75 three show the class, of four with 0.25 one."""
+    images = [([0.75, 0.25], [0, 1] if i == 0 else [0] if i < 3 else []) for i in range(4)]
+    assert calibration(images).ece() == 0
+    assert calibration(images).brier() == pytest.approx(0.75 * 0.25)
+
+
+def test_sure_and_wrong_half_the_time() -> None:
+    counted = calibration([([1.0, 0.0], [0]), ([1.0, 0.0], [1])])
+    assert (counted.ece(), counted.brier()) == (0.5, 0.5)
+    assert counted.counts[14].tolist() == [2, 2, 1, 1] and counted.counts[0].tolist() == [2, 0, 1, 1]
+
+
+images_of_scores = st.lists(
+    st.tuples(
+        st.lists(st.floats(0, 1, width=32), min_size=N, max_size=N),
+        st.lists(st.integers(0, N - 1), unique=True, min_size=1),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(images_of_scores)
+def test_ece_follows_its_definition(images: list[tuple[list[float], list[int]]]) -> None:
+    pairs = [(score, c in tags) for one, tags in images for c, score in enumerate(one)]
+    expected = 0.0
+    for b in range(15):
+        inside = [pair for pair in pairs if min(int(pair[0] * 15), 14) == b]
+        if inside:
+            mean, present = (sum(part) / len(inside) for part in zip(*inside, strict=True))
+            expected += len(inside) / len(pairs) * abs(mean - present)
+    found = calibration(images)
+    assert found.ece() == pytest.approx(expected)
+    assert found.brier() == pytest.approx(sum((score - there) ** 2 for score, there in pairs) / len(pairs))
+    halves = calibration(images[::2])
+    halves.counts += calibration(images[1::2]).counts
+    assert halves.ece() == pytest.approx(found.ece())
+
+
+def test_without_tags_nothing_is_said_of_scores() -> None:
+    assert math.isnan(Calibration().ece()) and math.isnan(calibration([([0.5, 0.5], [])]).brier())
+
+
+def test_scores_that_are_none_are_refused() -> None:
+    for bad in (-0.5, 1.5, math.nan):
+        with pytest.raises(DataError, match=r"\[0, 1\]"):
+            calibration([([0.5, bad], [0])])
+    with pytest.raises(DataError, match="class indices"):
+        calibration([([0.5, 0.5], [2])])
