@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from weakseg.cam_file import read_cam
 from weakseg.classes import BACKGROUND, ClassTable, ignore_value
 from weakseg.datasets import Dataset, Sample, read
 from weakseg.datasets.truth import Truth, has_truth, open_truth
@@ -23,8 +22,9 @@ from weakseg.image import read_image
 from weakseg.masks.png import labels_from_png
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
-from weakseg.report.colours import IGNORE_COLOUR, class_colours
-from weakseg.run_folder import cam_path, mask_path, prediction_path, read_json
+from weakseg.report.colours import class_colours
+from weakseg.report.layers import heat, overlay
+from weakseg.run_folder import mask_path, prediction_path
 from weakseg.scoring import Confusion
 from weakseg.stages import mask_stage
 
@@ -156,9 +156,10 @@ def _picture(
     full_height, full_width = image.shape[:2]
     scale = min(1.0, LONG_SIDE_PX / max(full_height, full_width))
     size = (max(1, round(full_width * scale)), max(1, round(full_height * scale)))
-    layers: dict[str, str | None] = {"CAM": _heat(recipe, folder, split, sample, size)}
+    heated = heat(recipe, folder, split, sample, size)
+    layers: dict[str, str | None] = {"CAM": None if heated is None else _webp(heated, quality=70)}
     for what in LAYERS[1:]:
-        layers[what] = _overlay(maps[what], colours, size) if what in maps else None
+        layers[what] = _webp(overlay(maps[what], colours, size), lossless=True) if what in maps else None
     return Picture(
         sample.id,
         tuple(classes.names[c] for c in sample.tags),
@@ -169,43 +170,6 @@ def _picture(
         iou,
         group,
     )
-
-
-def _heat(recipe: Recipe, folder: Path, split: str, sample: Sample, size: tuple[int, int]) -> str | None:
-    """The strongest CAM of each pixel, and a line where it crosses the threshold of the pseudo-masks."""
-    path = cam_path(folder, split, sample.id)
-    if not path.is_file():
-        return None
-    cam01 = read_cam(path).cam01(recipe.cam.normalisation)
-    strongest = cam01.max(axis=0) if len(cam01) else np.zeros(cam01.shape[1:], np.float32)
-    strongest = np.clip(cv2.resize(strongest, size, interpolation=cv2.INTER_LINEAR), 0, 1)
-    colours = cv2.applyColorMap(np.round(strongest * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    alpha = np.round(255 * np.clip(0.25 + 0.75 * strongest, 0, 0.9)).astype(np.uint8)
-    rgba = np.dstack([colours, alpha])
-    threshold = folder / "pseudo_label" / "threshold.json"
-    if threshold.is_file():
-        rgba[_outline((strongest > read_json(threshold)["t"]).astype(np.uint8))] = (255, 255, 255, 255)
-    return _webp(rgba, quality=70)
-
-
-def _overlay(labels: NDArray[Any], colours: dict[int, tuple[int, int, int]], size: tuple[int, int]) -> str:
-    """Classes in their colours, half transparent with a solid outline; background is clear, IGNORE is light grey."""
-    labels = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), dtype=labels.dtype)
-    rgba = np.zeros((*labels.shape, 4), np.uint8)
-    for c, colour in colours.items():
-        rgba[labels == c + 1] = (*colour, 160)
-    rgba[labels == ignore_value(labels)] = (*IGNORE_COLOUR, 150)
-    edge = _outline(labels) & (labels != BACKGROUND)
-    rgba[edge, 3] = 255
-    return _webp(rgba, lossless=True)
-
-
-def _outline(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels that have another label below, above, left or right of them."""
-    padded = np.pad(labels, 1, mode="edge")
-    centre = padded[1:-1, 1:-1]
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return np.asarray(np.logical_or.reduce([centre != other for other in neighbours]))
 
 
 def _webp(pixels: NDArray[Any], **options: Any) -> str:
