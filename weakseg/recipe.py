@@ -123,6 +123,7 @@ class AcolConfig:
 
     width: int = 256  # channels of their layers; the authors have 1024
     erase: float = 0.6  # the second's features are 0 where the first's map, in [0, 1], is as strong
+    by: Literal["tags", "found"] = "tags"  # whose maps erase in training; found: as in inference, what the first finds
 
 
 @dataclass(frozen=True)
