@@ -3,8 +3,8 @@
 One classifier finds the parts that tell a class best. A second one, over the same features, is not shown them and must
 tell the class by the rest of the object.
 
-As in the paper, tags say what is erased: the second classifier can read them off the hole (its loss then falls far below
-the first's). With `by` "found" the hole is what the first classifier finds by itself, in training as at inference.
+As in the paper, tags say what is erased: the second classifier can read them off the hole (its loss then falls far
+below the first's). With `by` "found" the hole is what the first classifier finds by itself, as it is at inference.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 A multi-label loss asks of each class only whether it is there: several may grow strong in the same place. A second head
 is shown the image by the map of one class at a time and must name that class and no other, by a softmax.
 
-The authors' code (zhaozhengChen/ReCAM: net/resnet50_cam.py, step/train_recam.py) goes on from a trained classifier, with
-both losses and slowly; here they are one training. Its masks are ReLU(cam) / max and let gradient through. Here they do
-not: on the synthetic set, from scratch, the second loss all but vanished with it, and maps became worse. Whatever the
-paper says beyond its code is not looked up but recalled.
+The authors' code (zhaozhengChen/ReCAM: net/resnet50_cam.py, step/train_recam.py) goes on from a trained classifier,
+with both losses and slowly; here they are one training. Its masks are ReLU(cam) / max and let gradient through. Here
+they do not: on the synthetic set, from scratch, the second loss all but vanished with it, and maps became worse.
+Whatever the paper says beyond its code is not looked up but recalled.
 """
 
 from __future__ import annotations
