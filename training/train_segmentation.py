@@ -19,6 +19,7 @@ from training.device import pick_device
 from training.loop import Moment, fit
 from training.losses import segmentation_cross_entropy
 from training.models import build_backbone, build_segmentation, load_model, save_model
+from training.prohibitive import Prohibitive, prohibitive_losses
 from training.pseudo_masks import LOWER_BAND, PseudoMasks, check_labelled
 from training.randomness import seed_torch
 from weakseg.datasets import Dataset, Sample, read
@@ -46,7 +47,8 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     """
     assert recipe.train_seg is not None
     if stage == "train_seg_full":
-        recipe = replace(recipe, train_seg=replace(recipe.train_seg, supervision="full", rounds=1, corrections=None))
+        whole = replace(recipe.train_seg, rounds=1, corrections=None, prohibitive=False)
+        recipe = replace(recipe, train_seg=replace(whole, supervision="full"))
     self_training.check(recipe.train_seg)
     dataset = read(recipe.data, recipe.data.train)
     labels = label_source(recipe, folder)
@@ -80,8 +82,11 @@ def _train(
     backbone = start_backbone(recipe, folder)
     model = build_segmentation(config.network, backbone, len(dataset.classes), config.width).to(pick_device())
     images = TrainingImages(dataset, config.optim, model.backbone.mean_colour, recipe.seed, labels)
-    losses = partial(segmentation_losses, balance=config.balance)
-    summary = fit(model, losses, images, into, progress=progress)
+    learner, losses = model, partial(segmentation_losses, balance=config.balance)
+    if config.prohibitive:
+        learner = Prohibitive(model, len(dataset.classes)).to(pick_device())
+        losses = partial(prohibitive_losses, balance=config.balance)
+    summary = fit(learner, losses, images, into, progress=progress)
     if distributed.rank() == 0:
         save_model(
             into / "segmentation.pt",

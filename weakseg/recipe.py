@@ -331,6 +331,7 @@ class SegConfig:
     rounds: int = 1  # 2 = self-training: a network learns again from what the first makes of the training images
     sure: float = 0.8  # for it: IGNORE where no class is as likely
     corrections: str | None = None  # masks that people corrected, in place of those images' pseudo-masks
+    prohibitive: bool = False  # it also learns from labels of its own, of classes that it sees in the image
     optim: OptimConfig = field(default_factory=_seg_optim)
 
     def __post_init__(self) -> None:
@@ -338,6 +339,11 @@ class SegConfig:
             raise ConfigError(
                 "train_seg.corrections are in place of pseudo-masks, which train_seg.supervision full has none of: "
                 "set one of the two"
+            )
+        if self.prohibitive and self.supervision == "full":
+            raise ConfigError(
+                "train_seg.prohibitive makes up for what pseudo-masks leave out, which true masks of "
+                "train_seg.supervision full do not: set one of the two"
             )
 
 

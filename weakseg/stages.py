@@ -24,7 +24,7 @@ ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "ThresholdConfig": {"area": 0.3},
     "CrfConfig": {"resolution": "full", "early_stop": False, "backend": "lattice"},
     "PseudoLabelConfig": {"band_above": None, "soft": False},
-    "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8, "corrections": None},
+    "SegConfig": {"network": "deeplab_v3plus", "rounds": 1, "sure": 0.8, "corrections": None, "prohibitive": False},
     "WalkConfig": {"background": None},
     "AffinityConfig": {"network": "affinitynet", "train_radius": None},
     "EvaluateConfig": {"seg_crf": None},
@@ -122,7 +122,9 @@ STAGES: Mapping[str, Stage] = {
     "train_seg_full": Stage(
         "training.train_segmentation",
         ("train",),
-        lambda r: [r.train_seg and replace(r.train_seg, rounds=1, sure=SegConfig().sure, corrections=None)],
+        lambda r: [
+            r.train_seg and replace(r.train_seg, rounds=1, sure=SegConfig().sure, corrections=None, prohibitive=False)
+        ],
         _train_split,
         truth=lambda _: True,
         parallel=True,
