@@ -65,7 +65,18 @@ def _train_settings(recipe: Recipe) -> Any:
         "optim",
         *train.method.split("+"),
     }
-    return [recipe.backbone, {name: value for name, value in vars(train).items() if name not in sections}]
+    used = {name: _saliency_by_content(name, value) for name, value in vars(train).items() if name not in sections}
+    return [recipe.backbone, used]
+
+
+def _saliency_by_content(name: str, section: Any) -> Any:
+    """A method's section with what is in its folder of saliency maps, if it has one, in place of the folder's name."""
+    saliency = getattr(section, "saliency", None)
+    if saliency is None or saliency.folder is None:
+        return section
+    if not Path(saliency.folder).is_dir():
+        raise ConfigError(f"train.{name}.saliency.folder: expected a folder of grey PNGs, got {saliency.folder!r}")
+    return replace(section, saliency=replace(saliency, folder=fingerprint(Path(saliency.folder))))
 
 
 def _cam_settings(recipe: Recipe) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from PIL import Image
 from training import saliency
 from training.saliency import contrast, saliency_of, write_map
 from training.saliency.files import read_map
+from weakseg import presets
 from weakseg.datasets import Dataset, read
 from weakseg.errors import ConfigError, DatasetError, SealedTruthError
 from weakseg.image import read_image
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe, SaliencyConfig
+from weakseg.stages import stage_keys
 
 QUIET = Progress("silent")
 HEIGHT, WIDTH = 48, 64
@@ -168,3 +171,24 @@ def test_of_the_squares_most_are_found(dataset: Dataset, tmp_path: Path) -> None
             image = read_image(sample.image).astype(int)
             square = np.ptp(image, axis=2) > 90  # they alone have a colour
             assert values[square].mean() > values[~square].mean() + 0.3
+
+
+# Stage keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_counts_by_its_content(recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    def key(method: str, path: Path | None) -> str:
+        made = presets.with_method(recipe, method)
+        config = SaliencyConfig(folder=None if path is None else str(path))
+        section = replace(made.train.eps, saliency=config)
+        return stage_keys(replace(made, name="x", train=replace(made.train, eps=section)))["train"]
+
+    moved = folder.rename(tmp_path / "moved")
+    first = key("eps", moved)
+    folder = moved.rename(tmp_path / "again")
+    assert key("eps", folder) == first != key("eps", None)
+    save(folder / "001.png", np.full((HEIGHT, WIDTH), 65, np.uint8))
+    assert key("eps", folder) != first
+    assert key("cam", folder) == key("cam", None), "a section counts where its method is in use"
+    with pytest.raises(ConfigError, match=r"train.eps.saliency.folder: expected a folder of grey PNGs, got .*moved"):
+        key("eps", moved)
