@@ -21,6 +21,7 @@ from training.loop import fit
 from training.make_cams import image_cam
 from training.models import build_backbone, load_model, save_model
 from training.randomness import seed_torch
+from training.saliency import saliency_of
 from weakseg.cam import mask_values
 from weakseg.cam_file import CamFile, read_cam
 from weakseg.classes import BACKGROUND, ignore_value, mask_dtype, voc_palette
@@ -114,20 +115,18 @@ def make_seed_labels(
     Of several processes each makes a share of them.
 
     Raises:
-        ConfigError: a budget that cannot be shared out.
+        ConfigError, DatasetError: a budget that cannot be shared out, saliency maps that cannot be used.
     """
-    from training import saliency
-
     optim, _ = shared_out(recipe.train.optim, config.seeds_share)
+    salient_of = saliency_of(config.saliency, dataset, folder, progress)  # before the training: it may refuse
     make_seed_maps(recipe, dataset, folder, optim, progress)
-    saliency_of = saliency.source(config.saliency, dataset, folder, progress)
     fields = {"mask": "seeds", "recipe": recipe.name, "seed": recipe.seed}
     text = provenance_text(fields | {"share_of_maximum": config.seed, "background": config.background})
     share = dataset.samples[distributed.rank() :: distributed.size()]
     todo = [sample for sample in share if not _labels_path(folder, dataset.split, sample).is_file()]
     for sample in progress.each(todo, "seed labels", total=len(todo)):
         cam = seed_map(folder, dataset, sample)
-        salient = saliency_of(sample) if sample.tags else None
+        salient = salient_of(sample) if sample.tags else None
         labels = seed_labels(cam.cam01(), cam.classes, salient, len(dataset.classes), config.seed, config.background)
         png = png_from_labels(labels, voc_palette(), text)
         write_bytes_atomic(_labels_path(folder, dataset.split, sample), png)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import training
 from training import seeds
 from training.data import UNLABELLED, TrainingImages
 from training.models import build_backbone, load_model
@@ -21,11 +19,11 @@ from training.models.pixel_classifier import PixelClassifier
 from training.seeds import SeedLabels, make_seed_labels, seed_labels, seed_map, shared_out, start_backbone
 from weakseg.classes import BACKGROUND, IGNORE, IGNORE_U16
 from weakseg.datasets import Sample, read
-from weakseg.errors import ConfigError
+from weakseg.errors import ConfigError, DatasetError
 from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of
 from weakseg.progress import Progress
-from weakseg.recipe import BackboneConfig, OptimConfig, Recipe, SecConfig
+from weakseg.recipe import BackboneConfig, OptimConfig, Recipe, SaliencyConfig, SecConfig
 
 QUIET = Progress("silent")
 
@@ -162,7 +160,7 @@ def made(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tup
         return saliency_of
 
     recipe = replace(recipe, backbone=BackboneConfig(name="small_resnet", freeze_stages=0))
-    monkeypatch.setattr(training, "saliency", SimpleNamespace(source=source), raising=False)
+    monkeypatch.setattr(seeds, "saliency_of", source)
     return recipe, tmp_path, make(recipe, tmp_path)
 
 
@@ -207,6 +205,13 @@ def test_they_go_on_where_they_were_stopped(
         path: data for path, data in before.items() if path.suffix != ".npz"
     }
     assert all(path.is_file() for path in lost)
+
+
+def test_saliency_that_cannot_be_used_is_refused_before_the_training(recipe: Recipe, tmp_path: Path) -> None:
+    config = SecConfig(saliency=SaliencyConfig(folder=str(tmp_path / "none")))
+    with pytest.raises((ConfigError, DatasetError), match="none"):
+        make_seed_labels(recipe, config, read(recipe.data, "train"), tmp_path, QUIET)
+    assert not (tmp_path / "seeds").exists()
 
 
 def test_in_batches_both_kinds_of_unlabelled_are_told_apart(made: tuple[Recipe, Path, SeedLabels]) -> None:
