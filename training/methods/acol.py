@@ -27,7 +27,7 @@ NETWORK = AcolClassifier
 def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:
     acol = config.acol
     if not 0 < acol.erase <= 1:
-        raise ConfigError(f"train.acol.erase must lie in (0, 1], got {acol.erase:g}: the authors have 0.5 to 0.9")
+        raise ConfigError(f"train.acol.erase must lie in (0, 1], got {acol.erase:g}: the authors have 0.6")
     if acol.width < 1:
         raise ConfigError(f"train.acol.width must be at least 1, got {acol.width}: the authors have 1024")
     return AcolClassifier(backbone, n_classes, config.dropout, acol.width, acol.erase)
