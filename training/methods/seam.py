@@ -52,12 +52,13 @@ def losses_of(config: TrainConfig) -> Losses:
 def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -> dict[str, Tensor]:
     """L_cls + w_er L_ER + w_ecr L_ECR + w_min L_min; a term of weight 0 is left out."""
     tags = batch.tags
+    present = (tags > 0).to(tags.dtype)  # tags may be shares (mixup_cam); a class that is there has maps of full height
     transform = draw_transform(
         config.transforms, config.rescale, config.translate, config.rotate_deg, align_corners=config.parity
     )
     images = batch.images.float()
     transformed = transform.image(images)
-    first, second = model(images, tags), model(transformed, tags)
+    first, second = model(images, present), model(transformed, present)
     size = (-(-transformed.shape[2] // MAP_STRIDE), -(-transformed.shape[3] // MAP_STRIDE))
     if config.parity:
         size = (transformed.shape[2], transformed.shape[3])
@@ -66,22 +67,22 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SeamConfig) -
     classification = [multilabel_soft_margin(output.logits, tags) for output in (first, second)]
     parts = {"classification": (classification[0] + classification[1]) / 2}
     if config.min_pooling > 0:
-        pooled = [adaptive_min_pooling(output.refined[:, 1:], tags) for output in (first, second)]
+        pooled = [adaptive_min_pooling(output.refined[:, 1:], present) for output in (first, second)]
         parts["min_pooling"] = config.min_pooling * (pooled[0] + pooled[1]) / 2
 
     valid = transform.valid(size, images)
     floor = 0.0 if config.parity else LEAST_RANGE
-    cam_1 = transform.maps(_present(first.cam, tags, floor), size)
-    cam_2 = resized(_present(second.cam, tags, floor), size)
+    cam_1 = transform.maps(_present(first.cam, present, floor), size)
+    cam_2 = resized(_present(second.cam, present, floor), size)
     cam_1, cam_2 = with_background(cam_1) * valid, with_background(cam_2) * valid
     if config.er > 0:
-        share, present = (1.0, None) if config.parity else (ONE_OF_VOC, tags)
-        parts["er"] = config.er * share * equivariance(cam_1[:, 1:], cam_2[:, 1:], present)
+        share, over = (1.0, None) if config.parity else (ONE_OF_VOC, present)
+        parts["er"] = config.er * share * equivariance(cam_1[:, 1:], cam_2[:, 1:], over)
     if config.ecr > 0:
-        known = torch.cat([torch.ones_like(tags[:, :1]), tags], dim=1)  # the background is in every image
+        known = torch.cat([torch.ones_like(present[:, :1]), present], dim=1)  # the background is in every image
         refined_1 = transform.maps(_present(first.refined, known), size) * valid
         refined_2 = resized(_present(second.refined, known), size, config.parity) * valid
-        tops = hard_counts(tags, size, config)
+        tops = hard_counts(present, size, config)
         parts["ecr"] = config.ecr * (
             cross_regularisation(strongest_only(cam_2), refined_1, tops)
             + cross_regularisation(strongest_only(cam_1), refined_2, tops)
