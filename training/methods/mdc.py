@@ -39,9 +39,9 @@ def losses_of(config: TrainConfig) -> Losses:
 
 def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
     """Multi-label soft margin of each classifier."""
-    parts = [multilabel_soft_margin(maps.mean(dim=(2, 3)), batch.tags) for maps in model(batch.images).maps]
-    names = ["classification", *(f"dilated_{n}" for n in range(1, len(parts)))]
-    return dict(zip(names, parts, strict=True))
+    pooled = model(batch.images).maps.mean(dim=(2, 3)).split(batch.tags.shape[1], dim=1)
+    names = ["classification", *(f"dilated_{n}" for n in range(1, len(pooled)))]
+    return {name: multilabel_soft_margin(one, batch.tags) for name, one in zip(names, pooled, strict=True)}
 
 
 def default_dilations(cells: int, stride: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,14 @@ from training.models.backbone import Backbone
 
 
 class MdcOutput(NamedTuple):
-    """logits (B, C), the mean of all classifiers'; cam (B, C, h, w) >= 0; maps (B, C, h, w) of each one, signed.
+    """logits (B, C), the mean of all classifiers'; cam (B, C, h, w) >= 0; maps (B, N C, h, w), those of each, signed.
 
     All maps are unnormalised, at the backbone's output stride.
     """
 
     logits: Tensor
     cam: Tensor
-    maps: tuple[Tensor, ...]
+    maps: Tensor
 
 
 class MdcClassifier(nn.Module):
@@ -57,14 +58,14 @@ class MdcClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> MdcOutput:
         x = self.dropout(self.backbone(images)[-1])
-        maps = tuple(branch(x) for branch in self.branches)
-        logits = torch.stack([torch.mean(branch, dim=(2, 3)) for branch in maps]).mean(dim=0)
-        return MdcOutput(logits, merged(maps), maps)
+        maps = [branch(x) for branch in self.branches]
+        logits = torch.stack([torch.mean(one, dim=(2, 3)) for one in maps]).mean(dim=0)
+        return MdcOutput(logits, merged(maps), torch.cat(maps, dim=1))
 
 
-def merged(maps: tuple[Tensor, ...]) -> Tensor:
+def merged(maps: Sequence[Tensor]) -> Tensor:
     """ReLU(H_1) + mean_i>1 ReLU(H_i), of any shape; of one map ReLU(H_1)."""
-    first, *others = (branch.relu() for branch in maps)
+    first, *others = (one.relu() for one in maps)
     return first + torch.stack(others).mean(dim=0) if others else first
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from export.onnx_from_torch import onnx_from_graphs
+from export.parity import check
+from tests.training.cams.networks import photographs
 from tests.training.methods.parts import START, batch, losses_of, model_of, total
+from training import cams
 from training.data import Batch
+from training.graphs import ClassifierGraph
 from training.losses import multilabel_soft_margin
 from training.methods.mdc import default_dilations
 from training.models.mdc import MdcClassifier, merged
@@ -51,10 +58,10 @@ def test_each_classifier_answers_at_its_own_distance() -> None:
         image = torch.zeros(1, 1, 9, 9)
         image[0, 0, 4, 4] = 1
         out = model(image)
-    for maps, dilation in zip(out.maps, (1, 3), strict=True):
+    for maps, dilation in zip(out.maps[0], (1, 3), strict=True):
         expected = torch.zeros(9, 9)
         expected[4 - dilation : 5 + dilation : dilation, 4 - dilation : 5 + dilation : dilation] = 1
-        assert torch.equal(maps[0, 0], expected)
+        assert torch.equal(maps, expected)
     assert out.cam[0, 0, 4].tolist() == [0, 1, 0, 1, 2, 1, 0, 1, 0]
     assert float(out.logits) == pytest.approx(9 / 81)
 
@@ -84,19 +91,30 @@ def test_logits_are_the_mean_of_all_and_each_has_its_loss() -> None:
     model, data = model_of("mdc", config=config()), batch()
     parts, out = losses_of("mdc", config())(model, data, START), model(data.images)
     assert list(parts) == ["classification", "dilated_1", "dilated_2", "dilated_3"]
-    torch.testing.assert_close(out.logits, torch.stack(out.maps).mean(dim=(0, 3, 4)))
-    for value, maps in zip(parts.values(), out.maps, strict=True):
+    each = out.maps.chunk(4, dim=1)
+    torch.testing.assert_close(out.logits, torch.stack(each).mean(dim=(0, 3, 4)))
+    torch.testing.assert_close(out.cam, merged(each))
+    for value, maps in zip(parts.values(), each, strict=True):
         torch.testing.assert_close(value, multilabel_soft_margin(maps.mean(dim=(2, 3)), data.tags))
 
 
 def test_a_loss_teaches_its_own_classifier_and_the_features() -> None:
     model = model_of("mdc", config=config())
     losses_of("mdc", config())(model, batch(), START)["dilated_2"].backward()
-    taught = [any(p.grad is not None for p in branch.parameters()) for branch in model.branches]
+    taught = [bool(branch[2].weight.grad.any()) for branch in model.branches]
     assert taught == [False, False, True, False]
     assert model.backbone.stage5[0].conv1.weight.grad.abs().sum() > 0
     rates = {id(p): group["lr_scale"] for group in parameter_groups(model, OptimConfig()) for p in group["params"]}  # type: ignore[attr-defined]
     assert {rates[id(branch[0].weight)] for branch in model.branches} == {10.0}
+
+
+def test_maps_are_the_same_in_onnx(tmp_path: Path) -> None:
+    graph = ClassifierGraph(model_of("mdc", config=config()).eval(), cams.get("cam"), (0.5, 1.0), flip=True).eval()
+    path = tmp_path / "mdc.onnx"
+    path.write_bytes(onnx_from_graphs({"mdc": graph})["mdc"])
+    images = photographs(2, 75, 50).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    report = check("classifier_multiscale", graph, path, [*images])
+    assert all(difference.ok for difference in report.differences)
 
 
 # Dilations ------------------------------------------------------------------------------------------------------------
