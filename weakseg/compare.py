@@ -1,4 +1,7 @@
-"""`weakseg compare RUN RUN …`: the evaluations of several runs beside each other. No torch, no true masks."""
+"""`weakseg compare RUN RUN …`: the evaluations of several runs beside each other. No torch, no true masks.
+
+`weakseg compare --methods …` makes the runs itself (weakseg.comparison).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,16 @@ from weakseg.text import table
 
 def main(argv: Sequence[str]) -> int:
     """Entry of `weakseg compare`."""
-    parser = argparse.ArgumentParser(prog="weakseg compare", description="Scores of several runs, one row a run.")
+    if any(argument.partition("=")[0] == "--methods" for argument in argv):
+        from weakseg.comparison import commands  # recipes and their overrides, which finished runs need none of
+
+        return commands.main(argv)
+    parser = argparse.ArgumentParser(
+        prog="weakseg compare",
+        description="Scores of several runs, one row a run.",
+        epilog="To train several methods on equal terms and compare them: weakseg compare --methods all --recipe NAME; "
+        "`weakseg compare --methods all --help` says more.",
+    )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders")
     parser.add_argument("--split", default="val", help="which split (default: val)")
     parser.add_argument("--metric", default="miou", choices=("miou", "boundary_f"), help="which figure")

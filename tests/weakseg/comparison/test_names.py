@@ -1,0 +1,61 @@
+"""Names of methods, told by files alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import training.methods
+from weakseg.comparison.names import chosen, files
+from weakseg.errors import ConfigError
+from weakseg.recipe import BackboneConfig, Recipe
+
+RECIPE = Recipe("test", backbone=BackboneConfig("small_resnet"))
+METHODS = {path.stem for path in Path(training.methods.__file__).parent.glob("[a-z]*.py")}
+
+
+def test_all_is_every_file_that_runs_on_the_backbone_and_maps_by_gradients() -> None:
+    names, left_out = chosen(["all"], RECIPE)
+    assert set(names) == METHODS - {"class_tokens"} | {"cam/grad_cam", "cam/grad_cam_pp", "cam/layer_cam"}
+    assert names[0] == "cam" and len(names) == len(set(names))
+    assert left_out == [
+        "class_tokens is left out: it needs a ViT or DeiT (hf:<id or folder>), and the backbone is small_resnet"
+    ]
+    names, left_out = chosen(["all"], replace(RECIPE, backbone=BackboneConfig("hf:vit")))
+    assert "class_tokens" in names and left_out == []
+
+
+def test_the_plain_classifier_is_always_there_and_nothing_twice() -> None:
+    assert chosen(["seam", "seam+cam", "seam", "cam/pcm"], RECIPE)[0] == ["cam", "seam", "seam+cam", "cam/pcm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sema", "unknown training method 'sema' in --methods sema: did you mean 'seam'"),
+        ("seam+", "unknown training method ''"),
+        ("cam/gradcam", "unknown CAM method 'gradcam' in --methods cam/gradcam: did you mean 'grad_cam"),
+        ("cam/", "unknown CAM method ''"),
+        ("class_tokens", "class_tokens needs a ViT or DeiT .*leave it out, or choose another --backbone.name"),
+    ],
+)
+def test_names_that_cannot_be_compared(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        chosen([name], RECIPE)
+
+
+def test_no_torch_is_loaded() -> None:
+    code = (
+        "import sys; from weakseg.comparison import commands, names\n"
+        "assert 'seam' in names.files('training.methods')\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'training.methods')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_package_that_is_not_there() -> None:
+    assert files("weakseg_of_nowhere") == []

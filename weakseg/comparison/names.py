@@ -1,0 +1,66 @@
+"""What can be compared. A name is that of a training method, with additions, and of a CAM method: `seam`,
+`seam+hide_and_seek`, `cam/layer_cam`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pkgutil import iter_modules
+
+from weakseg.errors import ConfigError
+from weakseg.recipe import HF_PREFIX, Recipe
+
+ALL = "all"
+PLAIN = "cam"  # every comparison has it: costs are multiples of its own
+GRADIENTS = ("grad_cam", "grad_cam_pp", "layer_cam")  # maps that any classifier has; `all` has those of the plain one
+TRANSFORMERS_ONLY = ("class_tokens",)
+
+
+def chosen(names: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
+    """(what is compared, the plain classifier first, what `all` leaves out and why).
+
+    Raises:
+        ConfigError: an unknown name, or one named that cannot run on the recipe's backbone.
+    """
+    wanted, left_out = [PLAIN], []
+    for name in names:
+        if name != ALL:
+            check(name)
+            why = obstacle(name, recipe)
+            if why is not None:
+                raise ConfigError(f"{name} {why}: leave it out, or choose another --backbone.name")
+            wanted.append(name)
+            continue
+        for one in [*(f"{PLAIN}/{maps}" for maps in GRADIENTS), *files("training.methods")]:
+            why = obstacle(one, recipe)
+            wanted += [one] if why is None else []
+            left_out += [] if why is None else [f"{one} is left out: it {why}"]
+    return list(dict.fromkeys(wanted)), left_out
+
+
+def check(name: str) -> None:
+    """Raises ConfigError when a part of the name is no file of training/methods or training/cams."""
+    training, slash, maps = name.partition("/")
+    parts = [(part, "training.methods", "training method") for part in training.split("+")]
+    for part, package, kind in [*parts, *([(maps, "training.cams", "CAM method")] if slash else [])]:
+        known = files(package)
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {ALL}, or of {', '.join(known)}"
+            raise ConfigError(f"unknown {kind} {part!r} in --methods {name}: {hint}")
+
+
+def obstacle(name: str, recipe: Recipe) -> str | None:
+    """Why the method cannot run on the recipe's backbone, after its name; None = it can, as far as can be told."""
+    for part in name.partition("/")[0].split("+"):
+        if part in TRANSFORMERS_ONLY and not recipe.backbone.name.startswith(HF_PREFIX):
+            return f"needs a ViT or DeiT ({HF_PREFIX}<id or folder>), and the backbone is {recipe.backbone.name}"
+    return None
+
+
+def files(package: str) -> list[str]:
+    """Modules of a package that is not imported itself; empty when it is not installed."""
+    spec = find_spec(package)
+    found = spec.submodule_search_locations if spec is not None else None
+    return sorted(module.name for module in iter_modules(found or []))
