@@ -33,7 +33,7 @@ def make(job: Job, progress: Progress) -> str | None:
         progress.say(f"{who}: up to date")
         return None
     if key_of(job.folder, "train") != keys["train"]:
-        resumed = key_of(job.folder, "train", "started") == keys["train"]
+        resumed = key_of(job.folder, "train", "started") == keys["train"] and _has_begun(job.folder / "train")
         error, peak_mib = _run(job, "train", who, progress)
         if error is not None:
             return error
@@ -44,6 +44,11 @@ def make(job: Job, progress: Progress) -> str | None:
 def until_last(keys: dict[str, str]) -> dict[str, str]:
     names = list(keys)
     return {name: keys[name] for name in names[: names.index(LAST) + 1]}
+
+
+def _has_begun(stage: Path) -> bool:
+    """Whether an earlier attempt has left anything; one that was refused at the start has not."""
+    return any(path.is_file() and path.name != "started.json" for path in stage.rglob("*"))
 
 
 def _write_cost(folder: Path, peak_mib: float, resumed: bool) -> None:
