@@ -51,7 +51,7 @@ class AcolClassifier(nn.Module):
         first = wide(self.first(x))
         present = torch.mean(first, dim=(2, 3)).sigmoid() if tags is None else tags
         found = strongest(first.detach(), present) >= self.erase
-        second = wide(self.second(x * (~found).to(x.dtype)))
+        second = wide(self.second(x.masked_fill(found, 0)))
         logits = (torch.mean(first, dim=(2, 3)) + torch.mean(second, dim=(2, 3))) / 2
         return AcolOutput(logits, fused(first, second), first, second)
 
@@ -66,7 +66,7 @@ def strongest(maps: Tensor, present: Tensor) -> Tensor:
     """
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
     maps01 = (maps - low) / (high - low).clamp(min=EPS)
-    return (maps01 * (present >= PRESENT)[:, :, None, None].to(maps.dtype)).amax(dim=1, keepdim=True)
+    return maps01.masked_fill((present < PRESENT)[:, :, None, None], 0).amax(dim=1, keepdim=True)
 
 
 def fused(first: Tensor, second: Tensor) -> Tensor:
