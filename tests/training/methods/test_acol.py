@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from export.half import Half, half_from_fp32
+from export.onnx_from_torch import onnx_from_graphs
 from tests.training.methods.parts import START, batch, losses_of, model_of, total
+from training import cams
 from training.data import Batch
+from training.graphs import ClassifierGraph
 from training.losses import multilabel_soft_margin
 from training.models.acol import AcolClassifier, fused, strongest
 from weakseg.errors import ConfigError
 from weakseg.recipe import AcolConfig, TrainConfig
 
+ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 HEAD, BODY = slice(2, 4), slice(8, 10)  # columns
 
 
@@ -156,6 +162,17 @@ def test_what_the_model_gives() -> None:
         out = model_of("acol", config=config()).eval()(batch().images)
     torch.testing.assert_close(out.logits, (out.first + out.second).mean(dim=(2, 3)) / 2)
     assert torch.equal(out.cam, fused(out.first, out.second))
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_in_16_bits_its_graph_is_one(half: Half) -> None:
+    """A cell is found or not, which is neither float32 nor less: as a factor of features it would have to be cast."""
+    graph = ClassifierGraph(model_of("acol", config=config()).eval(), cams.get("cam")).eval()
+    made = onnx.load_model_from_string(
+        half_from_fp32(onnx_from_graphs({"classifier": graph})["classifier"], half)
+    ).graph
+    weights = {node.input[1] for node in made.node if node.op_type == "Conv"}
+    assert {weight.data_type for weight in made.initializer if weight.name in weights} == {ONNX_TYPES[half]}
 
 
 # What it is for -------------------------------------------------------------------------------------------------------
