@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from training import distributed
-from training.saliency import contrast
+from training.saliency import contrast, objectness
 from training.saliency.files import check_files, read_map, saliency_path
 from weakseg.datasets import Dataset, Sample
-from weakseg.errors import ConfigError
 from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.progress import Progress
@@ -45,12 +44,12 @@ def saliency_of(config: SaliencyConfig, dataset: Dataset, folder: Path, progress
     `folder`, those alone that are not there; of several processes each makes a share.
 
     Raises:
-        ConfigError, DatasetError: maps that cannot be used, see `check_files`.
+        ConfigError, DatasetError: maps that cannot be used, see `check_files`; an estimator that this data is not for.
     """
     if config.folder is not None:
         check_files(Path(config.folder), dataset, config.missing, progress)
         return SaliencyMaps(Path(config.folder))
-    estimate = _estimator(config, dataset, folder, progress)
+    estimate = _estimator(config, dataset, folder / FOLDER, progress)
     maps = SaliencyMaps(folder / FOLDER / dataset.split)
     share = [sample for sample in dataset if sample.tags][distributed.rank() :: distributed.size()]
     todo = [sample for sample in share if not saliency_path(maps.folder, sample).is_file()]
@@ -70,6 +69,6 @@ def write_map(path: Path, values: NDArray[np.float32]) -> None:
 def _estimator(
     config: SaliencyConfig, dataset: Dataset, folder: Path, progress: Progress
 ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    if config.estimator == "contrast":
-        return contrast.saliency
-    raise ConfigError(f"unknown saliency.estimator {config.estimator!r}: expected contrast")
+    if config.estimator == "objectness":
+        return objectness.estimator(dataset, folder, progress)
+    return contrast.saliency
