@@ -28,6 +28,7 @@ REFUSES = dict.fromkeys(
 # Mean of a map in logits, below which it counts less. The gradient of where a map lies is divided by the map's sum, so
 # that noise would be pulled together at full strength; and of two mixed images, one is often next to nothing.
 LEAST = 1.0
+LEAST_ALPHA = 0.01  # below it, what shares are computed from is 0 in float64, and at 0.001 a quarter of them is 1/2
 
 
 def around(losses: Losses, config: TrainConfig) -> Losses:
@@ -65,8 +66,10 @@ def around(losses: Losses, config: TrainConfig) -> Losses:
 
 def check(config: MixupCamConfig) -> None:
     """Raises ConfigError when a setting is none that images can be mixed by or losses weighed with."""
-    if config.alpha <= 0:
-        raise ConfigError(f"train.mixup_cam.alpha must be positive, got {config.alpha:g}: the paper has 0.2")
+    if config.alpha < LEAST_ALPHA:
+        raise ConfigError(
+            f"train.mixup_cam.alpha must be at least {LEAST_ALPHA:g}, got {config.alpha:g}: the paper has 0.2"
+        )
     if min(config.entropy, config.concentration) < 0:
         raise ConfigError(
             f"train.mixup_cam: expected weights of at least 0, got entropy {config.entropy:g} and concentration "
@@ -75,12 +78,8 @@ def check(config: MixupCamConfig) -> None:
 
 
 def draw_shares(n: int, alpha: float) -> Tensor:
-    """(n,) float32 of Beta(alpha, alpha), on the CPU.
-
-    Drawn in float64: with a small alpha, what a share is computed from is too small for float32, and it would be 1/2.
-    """
-    parameter = torch.tensor(alpha, dtype=torch.float64)
-    return torch.distributions.Beta(parameter, parameter).sample((n,)).float()
+    """(n,) of Beta(alpha, alpha), on the CPU."""
+    return torch.distributions.Beta(alpha, alpha).sample((n,))
 
 
 def mixed(batch: Batch, shares: Tensor) -> Batch:

@@ -17,7 +17,7 @@ from tests.training.methods.parts import START, batch, losses_of, model_of, tota
 from training import distributed, methods
 from training.data import Batch
 from training.losses import multilabel_soft_margin
-from training.methods.mixup_cam import LEAST, around, concentration, draw_shares, entropy, mixed
+from training.methods.mixup_cam import LEAST, LEAST_ALPHA, around, concentration, draw_shares, entropy, mixed
 from training.models import CamClassifier
 from training.randomness import seed_torch
 from training.step import Moment
@@ -44,10 +44,12 @@ def test_shares_are_of_a_beta_distribution(alpha: float) -> None:
     assert (np.abs(below - expected) <= 4 * np.sqrt(expected * (1 - expected) / n)).all()
 
 
-def test_a_small_alpha_mixes_next_to_nothing() -> None:
+def test_the_smallest_alpha_mixes_next_to_nothing() -> None:
+    """What is smaller is refused: its shares would become halves."""
     torch.manual_seed(0)
-    shares = draw_shares(5000, 0.01)
+    shares = draw_shares(5000, LEAST_ALPHA)
     assert float(torch.minimum(shares, 1 - shares).mean()) < 0.01
+    assert not (shares == 0.5).any()
 
 
 # What is mixed --------------------------------------------------------------------------------------------------------
@@ -86,8 +88,9 @@ def test_losses_are_those_of_the_mixed_batch() -> None:
     made = mixed(data, draw_shares(3, 0.2))
     out = model(made.images)
     torch.testing.assert_close(parts["classification"], multilabel_soft_margin(out.logits, made.tags))
-    torch.testing.assert_close(parts["entropy"], 0.02 * entropy(out.cam))
-    torch.testing.assert_close(parts["concentration"], 0.5 * concentration(out.cam, made.tags))
+    expected = {"entropy": 0.02 * entropy(out.cam), "concentration": 0.5 * concentration(out.cam, made.tags)}
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value, atol=0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("left_out", [{"entropy"}, {"concentration"}, {"entropy", "concentration"}])
@@ -227,10 +230,10 @@ def test_they_look_at_the_first_pass_and_cost_none() -> None:
     def twice(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         return {"sum": model(batch.images).logits.sum() + model(batch.images / 2).logits.sum()}
 
-    parts = around(twice, config())(model, data, START)
+    parts = around(twice, config(entropy=1.0))(model, data, START)
     assert len(maps) == 2
-    torch.testing.assert_close(parts["entropy"], 0.02 * entropy(maps[0]))
-    assert not torch.allclose(entropy(maps[0]), entropy(maps[1]))
+    assert torch.equal(parts["entropy"], entropy(maps[0]))
+    assert not torch.equal(parts["entropy"], entropy(maps[1]))
 
 
 def test_they_are_gone_whatever_is_raised() -> None:
@@ -258,7 +261,7 @@ def test_a_method_without_a_forward_pass_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alpha": 0.0}, "train.mixup_cam.alpha must be positive, got 0: the paper has 0.2"),
+        ({"alpha": 0.001}, "train.mixup_cam.alpha must be at least 0.01, got 0.001: the paper has 0.2"),
         ({"entropy": -1.0}, "expected weights of at least 0, got entropy -1 and concentration 0.5"),
         ({"concentration": -0.5}, "expected weights of at least 0, got entropy 0.02 and concentration -0.5"),
     ],
