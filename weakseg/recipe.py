@@ -173,8 +173,8 @@ class SaliencyConfig:
 class EpsConfig:
     """Classes and background add up to the saliency map."""
 
-    tau: float = 0.4  # a class counts as salient where as much of it is
-    balance: float = 0.5  # of objects against what is not background
+    tau: float = 0.4  # share of its cells that is to be salient, else a class counts as background
+    balance: float = 0.5  # of the maps of objects against what that of background leaves
     weight: float = 1.0  # of the saliency loss
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
@@ -183,9 +183,9 @@ class EpsConfig:
 class GuidedConfig:
     """Label maps of seeds and saliency, and a network that learns from them."""
 
-    rule: Literal["g0", "g1", "g2"] = "g2"
+    rule: Literal["g0", "g1", "g2"] = "g2"  # salient parts are: any class, what a classifier says, that of the seeds
     seed: float = 0.2  # a class's seeds: its map is this share of its maximum
-    salient: float = 0.5
+    salient: float = 0.5  # from which on a pixel is
     smallest: float = 0.01  # share of the image; smaller salient parts are dropped
     seeds_share: float = 0.5  # of the epochs, for the classifier that makes the seeds
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
