@@ -170,7 +170,7 @@ def _terms(comparison: Comparison) -> str:
     train = comparison.splits[0]
     budget = comparison.terms.budget
     seen = "the recipe's own" if budget is None else f"those that come nearest to {budget:,} images"
-    chosen = ", ".join(comparison.segmented) or "nobody"
+    chosen = ", ".join(comparison.segmented) or "none was trained"
     points = [
         f"Every row is a run of the recipe {comparison.terms.recipe} with another method: the same backbone, crops, "
         f"augmentation and optimiser; epochs: {comparison.base.train.optim.epochs}, {seen}. Passes over an image "
@@ -179,8 +179,8 @@ def _terms(comparison: Comparison) -> str:
         "settings of its own section and of its preset.",
         "Thresholds are chosen for each method by the recipe's rule, "
         f"{comparison.base.pseudo_label.threshold.rule.replace('_', ' ')}.",
-        f"A segmentation network was trained for {chosen}. Of those, {' and '.join(ALWAYS_SEGMENTED)} always have one, "
-        f"and the best {BEST} by CAM + CRF on {train}; no other split has a say in it.",
+        f"Segmentation networks: {chosen}. With --segmentation some they are {', '.join(ALWAYS_SEGMENTED)} and the best "
+        f"{BEST} by CAM + CRF on {train}; no other split has a say in it.",
         *comparison.left_out,
     ]
     said = "".join(f"<p>{escape(point)}</p>" for point in points)
