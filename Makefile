@@ -13,7 +13,7 @@ TRITONCLIENT := .venv-tritonclient
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-serving soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # TensorRT-RTX builds engines without a GPU; there is no other way to see on a CPU that TensorRT takes our graphs.
 oracle: $(STAMP)  ## also install what our results are compared with, and other runtimes; builds C++
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf,openvino,tensorrt-rtx]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf,openvino,peers,tensorrt-rtx]'
 
 demo: $(STAMP)  ## synthetic photographs -> every stage -> a served model -> a report, in minutes
 	$(BIN)/weakseg demo
@@ -144,6 +144,18 @@ bench-pseudo-label: $(STAMP)  ## the batch job against the field's way, of RUN=r
 MINUTES ?= 30
 bench-serving: $(STAMP)  ## a server against the same work without one, against overload, against an echo
 	$(BIN)/python -m benchmarks.serving
+
+bench-saliency: $(STAMP)  ## how well estimated saliency ranks the pixels of objects, on data/synthetic
+	$(BIN)/python -m benchmarks.saliency synthetic --estimators centre contrast
+
+bench-erasing: $(STAMP)  ## what each step of adversarial erasing adds, of RUN=runs/synthetic-erasing
+	$(BIN)/python -m benchmarks.erasing_steps $(RUN)
+
+bench-few-masks: $(STAMP)  ## what a few true masks add to the finished run RUN
+	$(BIN)/python -m benchmarks.few_masks $(RUN)
+
+compare-synthetic: $(STAMP)  ## every training method on data/synthetic, three seeds; hours
+	$(BIN)/weakseg compare --methods all --recipe synthetic --dataset data/synthetic --seeds 0 1 2
 
 soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
