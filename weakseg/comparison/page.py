@@ -179,8 +179,8 @@ def _terms(comparison: Comparison) -> str:
         "settings of its own section and of its preset.",
         "Thresholds are chosen for each method by the recipe's rule, "
         f"{comparison.base.pseudo_label.threshold.rule.replace('_', ' ')}.",
-        f"Segmentation networks: {chosen}. With --segmentation some they are {', '.join(ALWAYS_SEGMENTED)} and the best "
-        f"{BEST} by CAM + CRF on {train}; no other split has a say in it.",
+        f"Segmentation networks: {chosen}. With --segmentation some they are {', '.join(ALWAYS_SEGMENTED)} and the "
+        f"best {BEST} by CAM + CRF on {train}; no other split has a say in it.",
         *comparison.left_out,
     ]
     said = "".join(f"<p>{escape(point)}</p>" for point in points)
