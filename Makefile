@@ -154,8 +154,10 @@ bench-erasing: $(STAMP)  ## what each step of adversarial erasing adds, of RUN=r
 bench-few-masks: $(STAMP)  ## what a few true masks add to the finished run RUN
 	$(BIN)/python -m benchmarks.few_masks $(RUN)
 
-compare-synthetic: $(STAMP)  ## every training method on data/synthetic, three seeds; hours
-	$(BIN)/weakseg compare --methods all --recipe synthetic --dataset data/synthetic --seeds 0 1 2
+SEEDS ?= 0 1 2
+compare-synthetic: $(STAMP)  ## every training method on the generated scenes, on equal terms; hours
+	test -d data/synthetic || $(BIN)/weakseg data make-synthetic data/synthetic
+	$(BIN)/weakseg compare --methods all --recipe synthetic --seeds $(SEEDS)
 
 soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
