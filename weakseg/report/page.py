@@ -305,7 +305,8 @@ def _timings(folder: Path) -> str:
     rows = []
     for name, record in done.items():
         rate, cpu = rate_text(record), record.get("cpu_seconds")
-        beside = [f"{rate} images/s" if rate else "", f"{cpu / record['seconds']:.1f} cores" if cpu else ""]
+        known = cpu and record["seconds"]  # of a stage with nothing to do it may be 0, rounded
+        beside = [f"{rate} images/s" if rate else "", f"{cpu / record['seconds']:.1f} cores" if known else ""]
         rows.append(
             (name.replace("_", " "), record["seconds"], duration(record["seconds"]), " · ".join(filter(None, beside)))
         )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from weakseg import cli
 from weakseg.classes import ClassTable
+from weakseg.files import write_json_atomic
 from weakseg.progress import Progress
 from weakseg.recipe import DataConfig, EvaluateConfig, Recipe
 from weakseg.report import recipe_of, run, write_report
@@ -193,6 +194,14 @@ def test_a_run_that_has_just_begun_has_a_report(made, tmp_path):
     recipe, _ = made
     assert write_report(recipe, tmp_path / "empty", tmp_path / "report.html", SILENT) == 12
     assert Page((tmp_path / "report.html").read_text()).headings == ["What comes out", "Recipe and environment"]
+
+
+def test_a_stage_that_had_nothing_to_do_took_no_time(made):
+    recipe, folder = made
+    done = {"key": "k", "seconds": 0.0, "cpu_seconds": 0.001, "n_images": 0, "images_per_s": None, "summary": {}}
+    write_json_atomic(folder / "bundle/done.json", done)
+    run(recipe, folder, stage="report", progress=SILENT)
+    assert "<h2>Where the time went</h2>" in (folder / "report.html").read_text()
 
 
 def test_the_verb_reads_the_recipe_from_the_folder(made, tmp_path, capsys):
