@@ -36,7 +36,12 @@ SECTIONS: Mapping[str, Mapping[str, Any]] = {
 
 def recipe_names() -> list[str]:
     """Recipes that come with the training stage; empty when it is not installed."""
-    spec = find_spec(PACKAGE)
+    return modules_of(PACKAGE)
+
+
+def modules_of(package: str) -> list[str]:
+    """Modules of a package that is not imported itself; empty when it is not installed."""
+    spec = find_spec(package)
     found = spec.submodule_search_locations if spec is not None else None
     return sorted(module.name for module in iter_modules(found or []))
 

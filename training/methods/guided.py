@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from training.data import UNLABELLED, Batch, LabelSource
 from training.loop import Losses, Moment
 from training.losses import segmentation_cross_entropy
 from training.models.backbone import Backbone
-from training.models.pixel_classifier import PixelClassifier
+from training.models.pixel_classifier import PixelClassifier, at_cells
 from training.randomness import sample_rng
 from training.saliency import saliency_of
 from training.seeds import make_seed_maps, seed_map, shared_out, start_backbone
@@ -39,6 +38,7 @@ from weakseg.recipe import CrfConfig, GuidedConfig, OptimConfig, Recipe, TrainCo
 from weakseg.run_folder import mask_path
 
 NETWORK = PixelClassifier
+start = start_backbone
 FOLDER = "guides"  # in the folder of the stage
 EIGHT = np.ones((3, 3), dtype=bool)  # neighbours, the diagonal ones too
 REFERENCE_PX = 500  # long side of the photographs that the authors' widths are for
@@ -77,10 +77,6 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
     return labels
 
 
-def start(model: nn.Module, folder: Path) -> None:
-    start_backbone(model, folder)
-
-
 def optim_of(config: TrainConfig) -> OptimConfig:
     return shared_out(config.optim, config.guided.seeds_share)[1]
 
@@ -93,7 +89,7 @@ def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
     """Cross-entropy of the cells, against the label at each one's centre; background and objects weigh the same."""
     assert batch.labels is not None
     scores = model(batch.images).scores
-    labels = F.interpolate(batch.labels[:, None].float(), size=scores.shape[2:], mode="nearest-exact")[:, 0].long()
+    labels = at_cells(batch.labels, (scores.shape[2], scores.shape[3]))
     return {"segmentation": segmentation_cross_entropy(scores, labels, UNLABELLED, balance="foreground")}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.data import UNLABELLED, Batch, LabelSource
 from training.loop import Losses, Moment
 from training.models.backbone import Backbone
-from training.models.pixel_classifier import PixelClassifier
+from training.models.pixel_classifier import PixelClassifier, at_cells
 from training.seeds import make_seed_labels, shared_out, start_backbone
 from weakseg import crf
 from weakseg.classes import BACKGROUND
@@ -30,6 +30,7 @@ from weakseg.progress import Progress
 from weakseg.recipe import CrfConfig, OptimConfig, Recipe, SecConfig, TrainConfig
 
 NETWORK = PixelClassifier
+start = start_backbone
 SIDE = 41  # cells of an image in the paper, for which decays and widths are stated
 FLOOR = 1e-4  # of probabilities, before logarithms
 # Of images at the size of the cells: the authors' widths in pixels, a twelfth of them in cells.
@@ -50,10 +51,6 @@ def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:
 def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress) -> LabelSource:
     check(recipe.train.sec, "sec")
     return make_seed_labels(recipe, recipe.train.sec, dataset, folder, progress)
-
-
-def start(model: nn.Module, folder: Path) -> None:
-    start_backbone(model, folder)
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
@@ -97,8 +94,7 @@ def on_cells(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         (B, h, w) int64 and bool; at least one cell of an image is real.
     """
-    values = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
-    return values, F.adaptive_max_pool2d((labels != UNLABELLED).float(), size) > 0
+    return at_cells(labels, size), F.adaptive_max_pool2d((labels != UNLABELLED).float(), size) > 0
 
 
 def floored(probabilities: Tensor) -> Tensor:

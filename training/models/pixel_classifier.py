@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.backbone import Backbone
@@ -46,3 +47,8 @@ class PixelClassifier(nn.Module):
             return PixelOutput(torch.mean(scores[:, 1:], dim=(2, 3)), cam, scores)
         largest = cam.amax(dim=(2, 3)).clamp(1e-6, 1 - 1e-6)
         return PixelOutput(largest.log() - (1 - largest).log(), cam, scores)
+
+
+def at_cells(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label at each cell's centre: (B, H, W) int64, size (h, w) -> (B, h, w) int64."""
+    return F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

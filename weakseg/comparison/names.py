@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pkgutil import iter_modules
 
 from weakseg.errors import ConfigError
 from weakseg.recipe import HF_PREFIX, Recipe
+from weakseg.recipe_loading import modules_of
 
 ALL = "all"
 PLAIN = "cam"  # every comparison has it: costs are multiples of its own
@@ -32,7 +31,7 @@ def chosen(names: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
                 raise ConfigError(f"{name} {why}: leave it out, or choose another --backbone.name")
             wanted.append(name)
             continue
-        for one in [*(f"{PLAIN}/{maps}" for maps in GRADIENTS), *files("training.methods")]:
+        for one in [*(f"{PLAIN}/{maps}" for maps in GRADIENTS), *modules_of("training.methods")]:
             why = obstacle(one, recipe)
             wanted += [one] if why is None else []
             left_out += [] if why is None else [f"{one} is left out: it {why}"]
@@ -44,7 +43,7 @@ def check(name: str) -> None:
     training, slash, maps = name.partition("/")
     parts = [(part, "training.methods", "training method") for part in training.split("+")]
     for part, package, kind in [*parts, *([(maps, "training.cams", "CAM method")] if slash else [])]:
-        known = files(package)
+        known = modules_of(package)
         if part not in known:
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected {ALL}, or of {', '.join(known)}"
@@ -57,10 +56,3 @@ def obstacle(name: str, recipe: Recipe) -> str | None:
         if part in TRANSFORMERS_ONLY and not recipe.backbone.name.startswith(HF_PREFIX):
             return f"needs a ViT or DeiT ({HF_PREFIX}<id or folder>), and the backbone is {recipe.backbone.name}"
     return None
-
-
-def files(package: str) -> list[str]:
-    """Modules of a package that is not imported itself; empty when it is not installed."""
-    spec = find_spec(package)
-    found = spec.submodule_search_locations if spec is not None else None
-    return sorted(module.name for module in iter_modules(found or []))

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from export.half import Half, half_from_fp32
 from export.onnx_from_torch import onnx_from_graphs
-from tests.training.methods.parts import START, batch, losses_of, model_of, total
+from tests.training.methods.parts import BODY, HEAD, START, GivenFeatures, animals, batch, losses_of, model_of, total
 from training import cams
-from training.data import Batch
 from training.graphs import ClassifierGraph
 from training.losses import multilabel_soft_margin
 from training.models.acol import AcolClassifier, fused, strongest
@@ -21,7 +20,6 @@ from weakseg.errors import ConfigError
 from weakseg.recipe import AcolConfig, TrainConfig
 
 ONNX_TYPES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-HEAD, BODY = slice(2, 4), slice(8, 10)  # columns
 
 
 def config(**settings: object) -> TrainConfig:
@@ -201,21 +199,5 @@ def test_the_second_finds_what_the_first_does_not_need(by: str) -> None:
 def over_given_features() -> AcolClassifier:
     """Without dropout, over "images" of two channels that are the features themselves."""
 
-    class Given(nn.Module):
-        channels = (2,)
-
-        def forward(self, images: Tensor) -> list[Tensor]:
-            return [images]
-
     torch.manual_seed(0)
-    return AcolClassifier(Given(), 1, dropout=0.0, width=64)  # type: ignore[arg-type]
-
-
-def animals() -> Batch:
-    """64 images of 4 x 12 cells: half with head and body, apart, of the rest every fourth with a body."""
-    tags, images = torch.zeros(64, 1), torch.zeros(64, 2, 4, 12)
-    tags[:32] = 1
-    images[:32, 0, :, HEAD] = 1
-    images[:32, 1, :, BODY] = 1
-    images[32::4, 1, :, BODY] = 1
-    return Batch(images, tags, None, [str(i) for i in range(64)])
+    return AcolClassifier(GivenFeatures(), 1, dropout=0.0, width=64)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.training.methods.parts import START, batch, model_of
+from tests.training.methods.parts import BODY, HEAD, START, GivenFeatures, animals, batch, model_of
 from training import methods
 from training.data import Batch
 from training.methods.hide_and_seek import around, draw_hidden, hide, sides_for
@@ -19,8 +19,6 @@ from training.randomness import seed_torch
 from training.step import Moment
 from weakseg.errors import ConfigError
 from weakseg.recipe import HideAndSeekConfig, OptimConfig, TrainConfig
-
-HEAD, BODY = slice(2, 4), slice(8, 10)  # columns
 
 
 def config(crop_px: int = 224, **settings: object) -> TrainConfig:
@@ -172,21 +170,5 @@ def test_a_body_is_learnt_while_the_head_is_hidden() -> None:
 def over_given_features() -> CamClassifier:
     """Over "images" of two channels that are the features themselves, hidden where they are 0."""
 
-    class Given(nn.Module):
-        channels, mean = (2,), torch.zeros(1, 2, 1, 1)
-
-        def forward(self, images: Tensor) -> list[Tensor]:
-            return [images]
-
     torch.manual_seed(0)
-    return CamClassifier(Given(), 1, dropout=0.0)  # type: ignore[arg-type]
-
-
-def animals() -> Batch:
-    """64 images of 4 x 12 cells: half with head and body, apart, of the rest every fourth with a body."""
-    tags, images = torch.zeros(64, 1), torch.zeros(64, 2, 4, 12)
-    tags[:32] = 1
-    images[:32, 0, :, HEAD] = 1
-    images[:32, 1, :, BODY] = 1
-    images[32::4, 1, :, BODY] = 1
-    return Batch(images, tags, None, [str(i) for i in range(64)])
+    return CamClassifier(GivenFeatures(), 1, dropout=0.0)  # type: ignore[arg-type]

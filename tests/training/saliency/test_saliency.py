@@ -127,7 +127,9 @@ def test_or_skipped_and_named(folder: Path, dataset: Dataset, capsys: pytest.Cap
 def test_an_image_without_tags_needs_none(folder: Path, dataset: Dataset) -> None:
     for name in ("003", "007"):
         (folder / f"{name}.png").unlink()
-    of_folder(folder, dataset)
+    maps = of_folder(folder, dataset)
+    assert [sample.id for sample in dataset if maps(sample) is None] == ["003", "007"]
+    assert not any(sample.tags for sample in dataset if maps(sample) is None)
 
 
 def test_none_at_all_is_the_wrong_folder(dataset: Dataset, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import training.methods
-from weakseg.comparison.names import chosen, files
+from weakseg.comparison.names import chosen
 from weakseg.errors import ConfigError
 from weakseg.recipe import BackboneConfig, Recipe
+from weakseg.recipe_loading import modules_of
 
 RECIPE = Recipe("test", backbone=BackboneConfig("small_resnet"))
 METHODS = {path.stem for path in Path(training.methods.__file__).parent.glob("[a-z]*.py")}
@@ -51,11 +52,11 @@ def test_names_that_cannot_be_compared(name: str, message: str) -> None:
 def test_no_torch_is_loaded() -> None:
     code = (
         "import sys; from weakseg.comparison import commands, names\n"
-        "assert 'seam' in names.files('training.methods')\n"
+        "assert 'seam' in names.modules_of('training.methods')\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'training.methods')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_package_that_is_not_there() -> None:
-    assert files("weakseg_of_nowhere") == []
+    assert modules_of("weakseg_of_nowhere") == []
