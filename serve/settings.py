@@ -190,9 +190,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _read_environment() -> dict[str, Any]:
     known = {PREFIX + field.upper() for field in ServeConfig.model_fields} | OF_OTHERS
-    for variable in os.environ:
-        if variable.startswith(PREFIX) and variable not in known and not SERVICE_LINK.fullmatch(variable):
-            raise ConfigError(f"unknown environment variable {variable}{_nearest(variable, known)}")
+    unknown = [
+        f"unknown environment variable {variable}{_nearest(variable, known)}"
+        for variable in sorted(os.environ)
+        if variable.startswith(PREFIX) and variable not in known and not SERVICE_LINK.fullmatch(variable)
+    ]
+    if unknown:
+        raise ConfigError("; ".join(unknown))
     found = EnvSettingsSource(_Environment)()
     return {key: value for key, value in found.items() if not str(value).startswith(SERVICE_ADDRESS)}
 

@@ -16,12 +16,14 @@ def usable_cpus(root: Path = Path("/")) -> int:
     Args:
         root: where /proc and /sys/fs/cgroup are found; tests put a tree of their own there.
     """
-    limits = [affinity()]
-    for folder, version in cgroups("cpu", root):
-        quota = _quota_v2(folder) if version == 2 else _quota_v1(folder)
-        if quota is not None:
-            limits.append(math.ceil(quota))
-    return max(1, min(limits))
+    quota = cpu_quota(root)
+    return max(1, affinity() if quota is None else min(affinity(), math.ceil(quota)))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores that the cgroups of this process allow, the smallest of all; None = any."""
+    quotas = (_quota_v2(folder) if version == 2 else _quota_v1(folder) for folder, version in cgroups("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def affinity() -> int:

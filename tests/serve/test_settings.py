@@ -54,6 +54,12 @@ def test_without_any_of_them_there_are_the_defaults_and_a_config_reads_none(vari
     assert ServeConfig().port == 8500
 
 
+def test_all_unknown_variables_are_told_at_once(variables):
+    variables(MAX_BACH="1", PORTT="1")
+    with pytest.raises(ConfigError, match="WEAKSEG_MAX_BACH: .*; unknown environment variable WEAKSEG_PORTT: "):
+        read_config()
+
+
 def test_every_field_can_come_from_the_environment(monkeypatch):
     special = {"bundle": "", "threads": "1", "refine_threads": "1", "provider": "cpu", "warm_up": "", "admin_port": "1"}
     paths = [name for name, field in ServeConfig.model_fields.items() if field.annotation == Path | None]

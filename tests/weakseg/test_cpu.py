@@ -59,6 +59,11 @@ def test_quota(tmp_path, cgroup, files, cores):
     assert cpu.usable_cpus(tree(tmp_path, cgroup, files)) == cores
 
 
+def test_a_quota_of_less_than_a_core_is_told_as_it_is(tmp_path):
+    assert cpu.cpu_quota(tree(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"})) == 0.5
+    assert cpu.cpu_quota(tree(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"})) is None
+
+
 def test_without_cgroups(tmp_path):
     assert cpu.usable_cpus(tmp_path) == 8
 
