@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 import socketserver
 import threading
@@ -21,7 +22,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    PlatformCollector,
     ProcessCollector,
     Summary,
     disable_created_metrics,
@@ -29,10 +29,11 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from weakseg.errors import ConfigError
+from weakseg.memory import limit_bytes
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15)
 CALL_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10)  # coarser: there is one per method
-BYTES = tuple(float(4**k) for k in range(5, 14))  # 1 KiB to 64 MiB
+BYTES = tuple(float(4**k) for k in range(5, 13))  # 1 KiB to 16 MiB
 BATCH = (1, 2, 4, 8, 16, 32, 64)
 KEPT_VERSIONS = 4  # that are no longer served, whose counters a scrape still finds
 
@@ -48,7 +49,6 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
         model = ("model", "version")
         self.requests = self._counter("weakseg_requests_total", "Images asked for, by outcome", (*model, "code"))
         self.priorities = self._counter(
@@ -84,6 +84,11 @@ class Metrics:
         self.cache_bytes = self._gauge("weakseg_cache_bytes", "Size of the answers that are kept")
         self.model_state = self._gauge("weakseg_model_state", "1 for the state a model is in", (*model, "state"))
         self.model_unhealthy = self._gauge("weakseg_model_unhealthy", "1 while a model that fails is not asked", model)
+        self.ready = self._gauge("weakseg_ready", "1 while /readyz answers 200")
+        self.memory_limit_bytes = self._gauge(
+            "weakseg_memory_limit_bytes", "Memory that the process may take: its container's, else the machine's"
+        )
+        self.memory_limit_bytes.set_function(lambda: limit_bytes() or math.nan)  # when scraped: it may be raised
         self.hung = self._gauge("weakseg_hung_executions", "Executions that were given up and have not ended")
         self.model_load_seconds = self._gauge("weakseg_model_load_seconds", "How long loading took", model)
         self.model_info = self._gauge("weakseg_model_info", "Always 1", (*model, "sha256", "provider", "threads"))

@@ -124,6 +124,7 @@ class Server:
         )
         self.metrics.registry.register(DriftGauge(self._windows))
         self.health = Health(self.models, self.admission.breakers.answers)
+        self.metrics.ready.set_function(lambda: self.health.ready)
         self.admission.breakers.on_change = self._on_health_change
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._http: MetricsServer | None = None

@@ -1,4 +1,4 @@
-"""How much memory this process may still take: what the machine has free and what the container's limit leaves.
+"""How much memory this process may take, and may still take: of the machine and within its container's limit.
 
 And whether an error says that it was too little.
 """
@@ -34,6 +34,14 @@ def lacks_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def limit_bytes(root: Path = Path("/")) -> int | None:
+    """min(MemTotal, limit of every memory cgroup above this process); None where neither can be read."""
+    total = _field(root / "proc/meminfo", "MemTotal:")
+    limits = [] if total is None else [total * 1024]
+    limits += filter(None, (_number(folder / FILES[version][0]) for folder, version in cgroups("memory", root)))
+    return min(limits, default=None)
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

@@ -137,6 +137,7 @@ def test_r17_every_service_in_every_phase_by_check_and_by_watch(serving, toy_bun
                 said = {service: ANSWERS[table[row]] for service, row in rows.items()}
                 running.until(lambda said=said: all(watchers[one].seen[-1:] == [said[one]] for one in rows))
                 assert readyz(running) == table["/readyz"], phase
+                assert running.sample("weakseg_ready") == (table["/readyz"] == 200), phase
                 known = [one for one in rows if said[one] != ANSWERS[None]]
                 assert check(running, *known) == [said[one] for one in known], phase
             for service, row in rows.items():

@@ -43,6 +43,8 @@ NAMES = {
     "weakseg_model_state",
     "weakseg_model_unhealthy",
     "weakseg_hung_executions",
+    "weakseg_ready",
+    "weakseg_memory_limit_bytes",
     "weakseg_model_load_seconds",
     "weakseg_model_info",
     "weakseg_response_bytes",
@@ -111,6 +113,8 @@ def test_a_scrape_has_every_name_and_the_counts_of_the_client(serving, colours, 
         assert samples["weakseg_stage_duration_seconds_count", stage] == 2
     assert samples["weakseg_model_state", "1", "READY", "toy"] == 1
     assert samples["weakseg_model_state", "1", "LOADING", "toy"] == 0
+    assert samples["weakseg_ready",] == 1
+    assert samples["weakseg_memory_limit_bytes",] > samples["process_resident_memory_bytes",]
 
 
 def test_counts_are_those_of_clients_of_both_services_denied_ones_too(serving, colours, png, tmp_path):

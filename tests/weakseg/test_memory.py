@@ -1,7 +1,7 @@
 import pytest
 
 from weakseg.errors import DataError
-from weakseg.memory import available_bytes, lacks_memory
+from weakseg.memory import available_bytes, lacks_memory, limit_bytes
 
 GIB = 2**30
 HOST = {"proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemFree: 1 kB\nMemAvailable:   {32 * 2**20} kB\n"}
@@ -45,9 +45,29 @@ def test_the_tightest_limit_counts(tmp_path, files, gib):
     assert available_bytes(tmp_path) == (None if gib is None else gib * GIB)
 
 
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, None),
+        (HOST, 64),
+        (HOST | {"proc/self/cgroup": "0::/\n"} | v2("", "max", GIB), 64),
+        (HOST | {"proc/self/cgroup": "0::/a/b\n"} | v2("/a", 2 * GIB, GIB) | v2("/a/b", 4 * GIB, GIB), 2),
+        (HOST | {"proc/self/cgroup": "4:memory:/\n"} | v1("", 2**63 - 4096, GIB), 64),
+        ({"proc/self/cgroup": "4:memory:/job\n"} | v1("/job", 6 * GIB, GIB), 6),
+    ],
+)
+def test_the_limit_is_what_the_process_may_take_whatever_is_taken(tmp_path, files, gib):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert limit_bytes(tmp_path) == (None if gib is None else gib * GIB)
+
+
 def test_here():
     found = available_bytes()
     assert found is None or found > 0
+    limit = limit_bytes()
+    assert limit is None or found is None or limit >= found
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
