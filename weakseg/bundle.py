@@ -77,15 +77,23 @@ def open_bundle(path: str | Path, *, public_key: str | Path | None = None) -> Bu
         ConfigError: the public key cannot be used.
     """
     folder = find_version(Path(path))
-    data = read_manifest(folder)
-    signed_by = None if public_key is None else _check_signature(folder, data, Path(public_key))
-    manifest = manifest_from_bytes(data, str(folder / MANIFEST))
+    manifest, sha256, signed_by = open_manifest(folder, public_key)
     graphs = {file: graph.outputs for graph in manifest.graphs.values() for file in graph.files().values()}
     left = LIMIT_BYTES
     for name, digest in manifest.files.items():
-        left -= _check_file(_inside(folder, name), digest, graphs.get(name), left)
+        left -= _check_file(inside(folder, name), digest, graphs.get(name), left)
     _refuse_unlisted(folder, manifest)
-    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), signed_by)
+    return Bundle(folder, manifest, sha256, signed_by)
+
+
+def open_manifest(folder: Path, public_key: str | Path | None = None) -> tuple[Manifest, str, str | None]:
+    """The manifest of a version's folder, its SHA-256, and the key that signed it, if one was asked for.
+
+    The signature is checked before anything is parsed; the files that it lists are not looked at.
+    """
+    data = read_manifest(folder)
+    signed_by = None if public_key is None else _check_signature(folder, data, Path(public_key))
+    return manifest_from_bytes(data, str(folder / MANIFEST)), hashlib.sha256(data).hexdigest(), signed_by
 
 
 def read_manifest(folder: Path) -> bytes:
@@ -120,7 +128,7 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundl
     try:
         with atomic_folder(target) as folder:
             for name, data in files.items():
-                path = _inside(folder, name)
+                path = inside(folder, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             (folder / MANIFEST).write_bytes(manifest_to_bytes(manifest))
@@ -189,7 +197,7 @@ def check_graph(data: bytes | mmap.mmap, outputs: tuple[str, ...], where: str) -
         )
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The path of a listed file; refused unless it is a plain path below the folder, links followed."""
     pure = PurePosixPath(name)
     plain = bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and str(pure) == name
@@ -233,7 +241,7 @@ def _check_file(path: Path, digest: str, outputs: tuple[str, ...] | None, limit_
 
 
 def _read(folder: Path, name: str, limit_bytes: int) -> bytes:
-    with _opened(_inside(folder, name), limit_bytes) as (file, n_bytes):
+    with _opened(inside(folder, name), limit_bytes) as (file, n_bytes):
         return file.read(n_bytes)
 
 

@@ -1,4 +1,4 @@
-"""`weakseg bundle show|verify|diff|sign|keygen`: look into model bundles, compare and sign them.
+"""`weakseg bundle show|verify|diff|fetch|sign|keygen`: look into model bundles, compare, fetch and sign them.
 
 Whatever looks into a bundle verifies it first.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from weakseg import bundle_diff, signature
+from weakseg import bundle_diff, bundle_fetch, signature
 from weakseg.bundle import SIGNATURE, Bundle, open_bundle, read_manifest, read_signature
 from weakseg.errors import BundleError
 from weakseg.files import write_bytes_atomic
@@ -57,6 +57,17 @@ def diff(args: argparse.Namespace) -> int:
     else:
         print(bundle_diff.shown(first, second, found))
     return 0 if equal else 1
+
+
+def fetch(args: argparse.Namespace) -> int:
+    opened, came = bundle_fetch.fetch(args.source, args.models, sha256=args.sha256, public_key=args.public_key)
+    if args.json:
+        print(json.dumps(_json(opened) | {"fetched": came}))
+    else:
+        how = "fetched from" if came else "was already here, the same as at"
+        print(f"{opened.folder}: {opened.manifest.id} {how} {bundle_fetch.shown(args.source)}, sha256 {opened.sha256}")
+        print(f"signature: {_signature(opened)}")
+    return 0
 
 
 def sign(args: argparse.Namespace) -> int:
@@ -163,9 +174,9 @@ def _json(opened: Bundle) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="weakseg bundle", description="Look into model bundles, compare and sign them.", allow_abbrev=False
+        prog="weakseg bundle", description="Look into model bundles, compare, fetch and sign them.", allow_abbrev=False
     )
-    actions = parser.add_subparsers(required=True, metavar="show|verify|diff|sign|keygen")
+    actions = parser.add_subparsers(required=True, metavar="show|verify|diff|fetch|sign|keygen")
     _action(actions, show, "what the model is, can do and was made from", ("path",), public_key=True)
     _action(
         actions, verify, "whether it is whole, and with --public-key whether it is signed", ("path",), public_key=True
@@ -176,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         "what differs: exit code 0 = nothing, 1 = something, or one cannot be opened",
         ("first", "second"),
     )
+    action = _action(actions, fetch, "copy it into a folder of models, verified, whole or not at all", public_key=True)
+    action.add_argument(
+        "source", metavar="SOURCE", help="a bundle, or the folder of a version on http(s)://, s3:// and the like"
+    )
+    action.add_argument("models", metavar="MODELS", type=Path, help="it comes to MODELS/<name>/<version>")
+    action.add_argument("--sha256", help="of its manifest.json, as `weakseg bundle verify` prints it")
     action = _action(actions, sign, "verify it, then write manifest.sig, which says who made it", ("path",))
     action.add_argument(
         "--key", type=Path, required=True, help="the private key, PEM; `weakseg bundle keygen` makes one"

@@ -40,7 +40,7 @@ VERBS = {
     "report": Verb("weakseg.report.commands", "a run folder as one HTML page"),
     "submission": Verb("weakseg.submission", "predictions as the archive that the PASCAL VOC test server takes"),
     "export": Verb("export.commands", "trained networks to a model bundle"),
-    "bundle": Verb("weakseg.bundle_commands", "look into a model bundle: show, verify, diff; sign it"),
+    "bundle": Verb("weakseg.bundle_commands", "look into a model bundle: show, verify, diff; fetch it, sign it"),
     "serve": Verb("serve.commands", "model bundles over gRPC"),
     "admin": Verb("weakseg.admin_commands", "a server that runs: load and unload its models, set its log level"),
     "predict": Verb("weakseg.predict", "masks of images, by a bundle or a server"),

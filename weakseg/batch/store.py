@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from weakseg.errors import StorageError, UsageError
+from weakseg.errors import StorageError, UsageError, WeaksegError
 
 WORK = "_work"  # below it lies what only matters while a job runs
 ATTEMPTS = 6
@@ -29,6 +29,7 @@ FINAL = (
     IsADirectoryError,
     NotADirectoryError,
     NotImplementedError,
+    WeaksegError,  # what we say ourselves
 )
 
 Out = TypeVar("Out")
