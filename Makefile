@@ -9,11 +9,12 @@ GPU := .venv-gpu
 STAMP := $(VENV)/.installed
 TORCHSERVE := .venv-torchserve
 TRITONCLIENT := .venv-tritonclient
+RELEASE := .venv-release
 # Two busy cores and many OpenMP pools are slow together; tests compute little.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -161,6 +162,32 @@ compare-synthetic: $(STAMP)  ## every training method on the generated scenes, o
 
 soak: $(STAMP)  ## does a server of BUNDLE stay as it is under load, for MINUTES=30
 	$(BIN)/python -m benchmarks.soak $(BUNDLE) --minutes $(MINUTES)
+
+# An environment of its own: what builds releases is no dependency of what is released.
+$(RELEASE)/.installed: Makefile
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check 'build==1.6.1' 'cyclonedx-bom==7.5.0' 'twine==7.0.0' 'uv==0.13.9'
+	@touch $@
+
+dist: $(RELEASE)/.installed  ## the wheel and the sdist of a release, into dist/
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/twine check --strict dist/*
+
+test-dist: $(STAMP) $(RELEASE)/.installed  ## each extra of the wheel in a clean environment, client under protobuf 5, 6, 7; an hour
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" tests/deploy/release
+
+lock: $(RELEASE)/.installed  ## versions and hashes of what is in the images, into deploy/docker/*.lock; UPGRADE=1 takes newer ones
+	deploy/docker/lock.sh $(RELEASE)/bin/uv
+
+NAME ?= serve-cpu
+image: dist  ## the image NAME=serve-cpu by docker, podman or buildah (docs/images.md)
+	PYTHONWARNINGS=ignore $(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/$(NAME).cdx.json deploy/docker/requirements-$(NAME).lock
+	deploy/docker/build.sh $(NAME)
+
+test-image: $(STAMP) $(RELEASE)/.installed  ## build serve-cpu by buildah, run it read-only, measure it; needs root, buildah, crun, debootstrap
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" -s tests/deploy/docker
 
 proto: $(STAMP)  ## write weakseg/v1 and serve/inference from proto/
 	proto/generate.sh
