@@ -14,7 +14,7 @@ RELEASE := .venv-release
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -199,6 +199,12 @@ proto-check: $(STAMP)  ## fail on stale stubs, on what buf does not like, and on
 proto-freeze: $(STAMP)  ## what clients may rely on from now on: the contract as it is, and messages of it
 	proto/generate.sh --freeze
 	$(BIN)/python tests/data/make_messages.py
+
+# Kustomize reads no file above a kustomization.
+RULE := deploy/kustomize/components/monitoring/rule.yaml
+manifests:  ## the PrometheusRule of the Kubernetes manifests, from deploy/monitoring/rules.yaml
+	sed -i '/^spec:/q' $(RULE)
+	sed 's/^./  &/' deploy/monitoring/rules.yaml >> $(RULE)
 
 report: $(STAMP)  ## draw the report of RUN=runs/demo again
 	$(BIN)/weakseg report $(RUN)
