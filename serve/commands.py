@@ -21,7 +21,7 @@ import tyro
 from serve.access import Access
 from serve.allocator import return_large_blocks
 from serve.logs import set_up
-from serve.repository import BundleFolder, find_bundles, find_labels
+from serve.repository import BundleFolder, find_bundles, find_labels, missing_versions
 from serve.server import Server, loader, open_tracing, serve
 from serve.settings import ServeConfig, read_config, telling, toml_from_config
 from serve.tls import Certificates
@@ -85,12 +85,7 @@ def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool
         Certificates(config.tls)
     if config.tracing:
         open_tracing().close()
-    failures = {}
-    for name, labels in find_labels(folders).items():
-        there = {folder.version for folder in folders if folder.name == name}
-        for label, version in labels.versions.items():
-            if version not in there:
-                failures[f"{name}/{label}"] = f"the label names version {version}, there is {', '.join(sorted(there))}"
+    failures = missing_versions(folders, find_labels(folders))
     for folder in folders:
         try:
             loader(config)(folder.path).close()

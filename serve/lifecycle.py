@@ -274,7 +274,7 @@ class Lifecycle:
             self._change(entry, ModelState.LOADING)
         started = monotonic()
         try:
-            model = await asyncio.to_thread(_load_checked, self._load, folder.path)
+            model = await asyncio.to_thread(load_checked, self._load, folder.path)
         except WeaksegError as error:
             self._failed(entry, str(error))
         except Exception:
@@ -341,7 +341,7 @@ def _told(failure: str, folder: BundleFolder) -> str:
     return FOLDERS.sub("", told)
 
 
-def _load_checked(load: Callable[[Path], Model], folder: Path) -> Model:
+def load_checked(load: Callable[[Path], Model], folder: Path) -> Model:
     """Refuses a bundle that would not fit beside what is loaded, while nothing has been taken yet."""
     needed, available = MEMORY_FACTOR * weight_bytes(folder) + MEMORY_MARGIN, available_bytes()
     if available is not None and needed > available:

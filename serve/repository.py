@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,17 @@ def find_labels(folders: Sequence[BundleFolder]) -> dict[str, Labels]:
         if path.is_file():
             found[folder.name] = read_labels(path)
     return found
+
+
+def missing_versions(folders: Sequence[BundleFolder], labels: Mapping[str, Labels]) -> dict[str, str]:
+    """{"model/label": what is wrong} of the labels of versions that are not there."""
+    missing = {}
+    for name, of_model in labels.items():
+        there = {folder.version for folder in folders if folder.name == name}
+        for label, version in of_model.versions.items():
+            if version not in there:
+                missing[f"{name}/{label}"] = f"the label names version {version}, there is {', '.join(sorted(there))}"
+    return missing
 
 
 def read_labels(path: Path) -> Labels:

@@ -42,6 +42,7 @@ VERBS = {
     "export": Verb("export.commands", "trained networks to a model bundle"),
     "bundle": Verb("weakseg.bundle_commands", "look into a model bundle: show, verify, diff; fetch it, sign it"),
     "serve": Verb("serve.commands", "model bundles over gRPC"),
+    "doctor": Verb("serve.doctor.commands", "is this machine, or this pod, fit to serve: what to mend"),
     "admin": Verb("weakseg.admin_commands", "a server that runs: load and unload its models, set its log level"),
     "predict": Verb("weakseg.predict", "masks of images, by a bundle or a server"),
 }

@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpus": usable_cpus(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpus": _gpus(),
+        "gpus": gpus(),
     }
 
 
@@ -80,7 +80,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
+    """Names of NVIDIA's, by its own command."""
     if shutil.which("nvidia-smi") is None:
         return []
     return _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]).splitlines()
