@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # TensorRT-RTX builds engines without a GPU; there is no other way to see on a CPU that TensorRT takes our graphs.
-oracle: $(STAMP)  ## also install what our results are compared with, and other runtimes; builds C++
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf,openvino,peers,tensorrt-rtx]'
+oracle: $(STAMP)  ## also install what results and manifests are compared with, and other runtimes; builds C++
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[crf,manifests,openvino,peers,tensorrt-rtx]'
 
 demo: $(STAMP)  ## synthetic photographs -> every stage -> a served model -> a report, in minutes
 	$(BIN)/weakseg demo

@@ -25,8 +25,9 @@ def test_every_pod_sees_the_data_and_runs_as_nobody():
         (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
         assert not container["securityContext"]["allowPrivilegeEscalation"]
-        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/data"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/data", "/models", "/tmp"]
         assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
         assert {one["name"] for one in container["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
     arguments = tyro.cli(Arguments, args=shlex.split(JOB["spec"]["entrypoint"])[2:])
-    assert all(path.startswith("/data/") for path in (arguments.input, arguments.output, str(arguments.bundle)))
+    assert all(path.startswith("/data/") for path in (arguments.input, arguments.output))
+    assert arguments.bundle == Path("/models"), "where fetch-model puts it"
