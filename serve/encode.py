@@ -37,7 +37,7 @@ REFINEMENT_NAMES: dict[pb.Refinement.ValueType, Refinement] = {
     pb.REFINEMENT_RANDOM_WALK: "random_walk",
     pb.REFINEMENT_RANDOM_WALK_CRF: "random_walk_crf",
 }
-_REFINEMENTS = {name: value for value, name in REFINEMENT_NAMES.items()}
+REFINEMENTS = {name: value for value, name in REFINEMENT_NAMES.items()}
 _RAW_DTYPES: dict[int, Any] = {pb.MASK_ENCODING_RAW_U8: np.uint8, pb.MASK_ENCODING_RAW_U16: np.dtype("<u2")}
 
 
@@ -201,7 +201,7 @@ def _output(result: Result, spec: pb.OutputSpec) -> pb.Output:
     if is_pseudo and result.threshold is not None:
         output.threshold.value, output.threshold.rule = result.threshold.t, result.threshold.rule
     if is_pseudo and result.refined_by is not None:
-        output.refinement, output.refinement_cut_short = _REFINEMENTS[result.refined_by], result.refinement_cut_short
+        output.refinement, output.refinement_cut_short = REFINEMENTS[result.refined_by], result.refinement_cut_short
     if spec.quality:
         output.quality.CopyFrom(_quality(result.quality[kind]))
     return output

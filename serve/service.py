@@ -12,7 +12,7 @@ from google.protobuf import timestamp_pb2
 
 from serve.cache import ResponseCache
 from serve.calls import Call, Context, call_of, counted
-from serve.encode import KIND_NAMES, class_infos, drift_message, response_from_answer
+from serve.encode import KIND_NAMES, REFINEMENTS, class_infos, drift_message, response_from_answer
 from serve.interceptors import SERVICE, let_go, model_name, status_from_error
 from serve.metrics import Metrics
 from serve.models import Entry, Models
@@ -190,6 +190,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                     max_side=manifest.input.max_side,
                     refuses_larger=manifest.input.policy == "refuse",
                     presence_threshold=manifest.presence,
+                    refinements=[REFINEMENTS[name] for name in entry.model.refinements],
                 )
             )
         return message

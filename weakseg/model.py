@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from weakseg.bundle import Bundle, open_bundle
 from weakseg.cam import MAP_STRIDE, normalise, upsample
 from weakseg.classes import ClassTable, ignore_value
+from weakseg.crf import is_installed
 from weakseg.errors import ConfigError, DataError, ModelFailedError, OutputUnsupportedError, UnknownClassError
 from weakseg.image import FILE_FORMATS, MAX_PIXELS, read_reduced, rgb_from_pillow
 from weakseg.manifest import (
@@ -120,6 +122,21 @@ class Model:
         self.runner = runner
         self.beside = beside
 
+    @property
+    def refinements(self) -> tuple[Refinement, ...]:
+        """What pseudo-masks may be refined by, as packages and graphs are there; () where there are no pseudo-masks."""
+        if "pseudo_mask" not in self.manifest.outputs:
+            return ()
+        own, walk = self.manifest.pseudo_label.crf, self.manifest.walk
+        found: list[Refinement] = ["none"]
+        if is_installed((own or CrfConfig()).backend):
+            found.append("crf")
+        if walk is not None and find_spec("scipy") is not None:
+            found.append("random_walk")
+            if is_installed((walk.crf or own or CrfConfig()).backend):
+                found.append("random_walk_crf")
+        return tuple(found)
+
     def segment(
         self,
         image: Source,
@@ -202,7 +219,13 @@ class Model:
         crf, walk = self._refiners(refine)
         if threshold is not None and walk is not None and walk.background is not None:
             walk = replace(walk, background=threshold)
-        return Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown, quality)
+        request = Request(kinds, indices, threshold, crf, walk, cam, heatmap_max_side, shown, quality)
+        if request.refines and request.refinement not in self.refinements:
+            raise OutputUnsupportedError(
+                f"pseudo-masks of {self.manifest.id} cannot be refined by {request.refinement} here, only by "
+                f"{', '.join(self.refinements)}: ask for one of these, or pip install 'weakseg[refine]'"
+            )
+        return request
 
     def decode(
         self,

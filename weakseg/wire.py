@@ -100,6 +100,7 @@ class ModelInfo:
     max_message_bytes: int
     max_side: int
     presence: float
+    refinements: tuple[Refinement, ...]
     drift: Mapping[str, float]
 
     @property
@@ -138,6 +139,7 @@ def info_from_message(message: pb.Model) -> ModelInfo:
         max_message_bytes=message.max_message_bytes,
         max_side=message.max_side,
         presence=message.presence_threshold,
+        refinements=tuple(_REFINEMENT_NAMES[value] for value in message.refinements if value in _REFINEMENT_NAMES),
         drift={signal.name: signal.score for signal in message.drift.signals},
     )
 

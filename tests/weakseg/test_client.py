@@ -490,10 +490,19 @@ def test_what_the_server_says_about_its_models(client, model, shared_serving):
     assert (info.id, info.state, info.sha256) == ("toy/1", "ready", model.bundle.sha256)
     assert info.classes == model.classes
     assert set(info.outputs) == set(EVERYTHING)
+    assert info.refinements == model.refinements == ("none", "crf")  # the toy bundle has no graph for a walk
     assert (info.max_side, info.presence, info.provider) == (64, 0.5, "CPUExecutionProvider")
     assert [info.id for info in client.models()] == ["toy/1"]
     assert run(shared_serving, lambda client: client.model()).id == "toy/1"
     assert [info.id for info in run(shared_serving, lambda client: client.models())] == ["toy/1"]
+
+
+def test_a_server_without_the_packages_says_what_it_cannot_refine_by(client, colours, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert client.model().refinements == ("none",)
+    assert client.segment(colours, outputs=("pseudo_mask",), refine="none").refined_by == "none"
+    with pytest.raises(errors.OutputUnsupportedError, match=r"toy/1 cannot be refined by crf here, only by none"):
+        client.segment(colours, outputs=("pseudo_mask",), refine="crf")
 
 
 def test_all_pages_of_models(serving, toy_bundle):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -80,6 +81,12 @@ def check_config(config: CrfConfig) -> None:
         raise ConfigError(f"widths and reference_px of the CRF must be positive, got {config}")
     if min(config.gaussian_weight, config.bilateral_weight, config.iterations) < 0:
         raise ConfigError(f"weights and iterations of the CRF must not be negative, got {config}")
+
+
+def is_installed(backend: str) -> bool:
+    """Whether what the backend needs is there; nothing of it is imported."""
+    package, _ = BACKENDS[backend]
+    return package is None or find_spec(package) is not None
 
 
 def check_available(backend: str = "lattice") -> None:

@@ -1022,6 +1022,7 @@ class Model(google.protobuf.message.Message):
     REFUSES_LARGER_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     DRIFT_FIELD_NUMBER: builtins.int
+    REFINEMENTS_FIELD_NUMBER: builtins.int
     state: global___ModelState.ValueType
     """Whether it answers."""
     sha256: builtins.str
@@ -1066,6 +1067,12 @@ class Model(google.protobuf.message.Message):
     def drift(self) -> global___Drift:
         """How far the latest images have moved from those of training. GetModel only; unset where the manifest has no statistics."""
 
+    @property
+    def refinements(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Refinement.ValueType]:
+        """What a pseudo-mask may be refined by: as the server has the packages, and the model the graph. Empty where the model has
+        no pseudo-masks.
+        """
+
     def __init__(
         self,
         *,
@@ -1085,9 +1092,10 @@ class Model(google.protobuf.message.Message):
         refuses_larger: builtins.bool = ...,
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         drift: global___Drift | None = ...,
+        refinements: collections.abc.Iterable[global___Refinement.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["drift", b"drift", "loaded_at", b"loaded_at", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["classes", b"classes", "drift", b"drift", "execution_provider", b"execution_provider", "failure", b"failure", "labels", b"labels", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["classes", b"classes", "drift", b"drift", "execution_provider", b"execution_provider", "failure", b"failure", "labels", b"labels", "loaded_at", b"loaded_at", "max_batch_size", b"max_batch_size", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_side", b"max_side", "output_kinds", b"output_kinds", "presence_threshold", b"presence_threshold", "ref", b"ref", "refinements", b"refinements", "refuses_larger", b"refuses_larger", "sha256", b"sha256", "state", b"state"]) -> None: ...
 
 global___Model = Model
 
