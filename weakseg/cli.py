@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 
 from weakseg.errors import UsageError, WeaksegError
 from weakseg.version import __version__
@@ -46,6 +47,7 @@ VERBS = {
     "admin": Verb("weakseg.admin_commands", "a server that runs: load and unload its models, set its log level"),
     "predict": Verb("weakseg.predict", "masks of images, by a bundle or a server"),
 }
+STAGES = ("training", "export", "serve")  # top-level packages of ours whose names others use, too
 EXTRAS = {  # top-level import name -> the extra that brings it
     "torch": "train",
     "tensorboard": "train",
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(args, error.reason, str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package in STAGES:
+            return _fail(args, "NAME_CLASH", _clash_message(package, error.name or package), 1)
         if package not in EXTRAS:
             raise
         extra = EXTRAS[package]
@@ -128,6 +132,16 @@ def _fail(args: Sequence[str], reason: str, message: str, code: int) -> int:
     else:
         print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _clash_message(package: str, missing: str) -> str:
+    found = find_spec(package)
+    folders = list(found.submodule_search_locations or [found.origin]) if found is not None else []
+    where = f"another package {package} at {folders[0]}" if folders else f"no package {package}"
+    return (
+        f"expected weakseg's {missing}, got {where}: install weakseg into an environment of its own, and start it "
+        f"where no other {package} comes first on Python's path (PYTHONPATH, the current folder of `python -m weakseg`)"
+    )
 
 
 def _os_message(error: OSError) -> str:

@@ -54,6 +54,19 @@ def test_unknown_verb_names_the_nearest(capsys):
     assert capsys.readouterr().err == "error: unknown verb 'trian': did you mean 'train'?\n"
 
 
+def test_another_package_of_the_name_of_a_stage_is_named(verb, capsys, monkeypatch, tmp_path):
+    """As in a project with a folder serve/; an editable install hides it, tests/deploy/release tries a wheel."""
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "serve"]:
+        monkeypatch.delitem(sys.modules, name)
+    verb(raising(ModuleNotFoundError("No module named 'serve.commands'", name="serve.commands")))
+    assert cli.main(["probe"]) == 1
+    message = f"error: expected weakseg's serve.commands, got another package serve at {tmp_path}/serve: install"
+    assert capsys.readouterr().err.startswith(message)
+
+
 def test_every_verb_names_a_module_that_exists():
     from importlib.util import find_spec
 
