@@ -14,7 +14,7 @@ RELEASE := .venv-release
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving bench-peers compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -146,6 +146,26 @@ MINUTES ?= 30
 bench-serving: $(STAMP)  ## a server against the same work without one, against overload, against an echo
 	$(BIN)/python -m benchmarks.serving
 
+# Servers to measure ours beside, each in an environment of its own with what the job needs that they all do
+# (benchmarks/peers/servers/job.py); Triton's wants an older numpy, TorchServe's torch and Java.
+JOB := onnxruntime==1.31.1 numpy==2.4.6 opencv-python-headless==5.0.0.93
+.venv-peer-bentoml/.installed: PEER := bentoml==1.4.40 $(JOB)
+.venv-peer-kserve/.installed: PEER := kserve==0.21.0 $(JOB)
+.venv-peer-litserve/.installed: PEER := litserve==0.2.19 $(JOB)
+.venv-peer-mlserver/.installed: PEER := mlserver==1.7.1 $(JOB)
+.venv-peer-ray/.installed: PEER := ray[serve]==2.60.0 $(JOB)
+.venv-peer-torchserve/.installed: PEER := torchserve==0.12.0 torch-model-archiver==0.12.0 torch==2.13.0 pyyaml $(JOB)
+.venv-peer-triton/.installed: PEER := nvidia-pytriton==0.7.0 onnxruntime==1.31.1 numpy==1.26.4 opencv-python-headless==4.11.0.86
+.venv-peer-weakseg/.installed: PEER := -c constraints.txt -e .[serve]
+PEERS := $(patsubst %,.venv-peer-%/.installed,bentoml kserve litserve mlserver ray torchserve triton weakseg)
+$(PEERS): Makefile
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)
+	@touch $@
+
+bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe and Ray Serve (docs/benchmarks.md); hours
+	$(TEST_ENV) $(BIN)/python -m benchmarks.peers
+
 bench-saliency: $(STAMP)  ## how well estimated saliency ranks the pixels of objects, on data/synthetic
 	$(BIN)/python -m benchmarks.saliency synthetic --estimators centre contrast
 
@@ -170,6 +190,7 @@ $(RELEASE)/.installed: Makefile
 	@touch $@
 
 dist: $(RELEASE)/.installed  ## the wheel and the sdist of a release, into dist/
+	$(PYTHON) deploy/release/check.py
 	rm -rf dist build
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RELEASE)/bin/python -m build
 	$(RELEASE)/bin/twine check --strict dist/*
