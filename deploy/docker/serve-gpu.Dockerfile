@@ -9,7 +9,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3 && r
 
 FROM python AS build
 ARG NAME
-ARG PIP_NO_INDEX PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 COPY deploy/docker/requirements-${NAME}.lock /build/requirements.lock
 COPY dist/*.whl /build/
@@ -22,7 +23,11 @@ RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/weakseg \
     && /opt/weakseg/bin/python -m compileall -q /opt/weakseg/lib/python3.*/site-packages
 
 FROM python AS serve
-ARG NAME VERSION REVISION SOURCE BASE
+ARG BASE
+ARG NAME
+ARG VERSION
+ARG REVISION
+ARG SOURCE
 LABEL org.opencontainers.image.title="weakseg/${NAME}" \
     org.opencontainers.image.description="Weakly supervised segmentation: image-level labels in, pixel masks out, served" \
     org.opencontainers.image.version="${VERSION}" \
