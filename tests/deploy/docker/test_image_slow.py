@@ -218,7 +218,7 @@ def test_sigterm_stops_it_in_order(container):
 
 
 def specification(image, settings):
-    """A config of an OCI runtime, as Kubernetes makes it of a container with a read-only root, and an emptyDir at /tmp."""
+    """A config of an OCI runtime, as Kubernetes makes it for a read-only root and an emptyDir at /tmp."""
     strict = ["nosuid", "nodev"]
     return {
         "ociVersion": "1.0.0",

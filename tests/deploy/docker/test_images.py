@@ -126,7 +126,7 @@ def test_what_is_run_is_made_without_running_anything():
 
 @pytest.mark.parametrize(("image", "extras", "left_out"), [(image, extras, out) for image, _, extras, out in LOCKED])
 def test_a_lock_covers_its_extras(image, extras, left_out):
-    """All that pyproject.toml asks for by these extras, in a version that it allows: the tested one, if there is one."""
+    """All that pyproject.toml asks for by these extras, in a version that it allows, the tested one if any."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed, todo = [], [*project["dependencies"]]
     for extra in extras.split(","):
