@@ -207,7 +207,7 @@ image: dist  ## the image NAME=serve-cpu by docker, podman or buildah (docs/imag
 		--output-file dist/$(NAME).cdx.json deploy/docker/requirements-$(NAME).lock
 	deploy/docker/build.sh $(NAME)
 
-test-image: $(STAMP) $(RELEASE)/.installed  ## build serve-cpu by buildah, run it read-only, measure it; needs root, buildah, crun, debootstrap
+test-image: $(STAMP) $(RELEASE)/.installed  ## build serve-cpu by buildah, run it read-only, measure it; needs root, buildah, runc, debootstrap
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" -s tests/deploy/docker
 
 proto: $(STAMP)  ## write weakseg/v1 and serve/inference from proto/
