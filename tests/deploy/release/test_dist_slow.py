@@ -100,9 +100,7 @@ def environment(wheel, tmp_path):
     """A function that makes a clean environment of a Python with these extras; returns a function that runs in it."""
 
     def make(python, extras, *more, constraints=()):
-        interpreter = sys.executable if python is None else shutil.which(f"python{python}")
-        if interpreter is None:
-            pytest.skip(f"needs python{python} on the PATH")
+        interpreter = sys.executable if python is None else found(f"python{python}")
         folder, empty = tmp_path / "environment", tmp_path / "empty"
         empty.mkdir()
         output([RELEASE / "uv", "venv", "--quiet", "--python", interpreter, folder])
@@ -205,6 +203,14 @@ def test_another_distribution_with_a_package_of_ours(environment):
     both = "import export; print(export.__doc__)"
     ours = (ROOT / "export" / "__init__.py").read_text()
     assert there("python", "-c", both) not in ours
+
+
+def found(program):
+    """Its path; pyenv's stand-ins for what it has not been told to use end with an error."""
+    path = shutil.which(program)
+    if path is None or subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"needs {program} on the PATH")
+    return path
 
 
 def tracked(*paths):
