@@ -8,10 +8,13 @@ from urllib.request import urlopen
 import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.drift import LEAST
 from serve.models import ModelState
+from serve.repository import BundleFolder
 from serve.requests import PRIORITY_NAMES
 from weakseg.batch.telemetry import Telemetry
 from weakseg.errors import ServiceError, WeaksegError
@@ -64,19 +67,18 @@ class Exposed:
 @pytest.fixture(scope="session")
 def exposed(tmp_path_factory, png, colours):
     """Names and labels of what a server tells that has answered, refused and seen drift, and of a batch job."""
-    from serve.drift import LEAST
     from tests.conftest import Serving
 
-    running = Serving(cache_mib=1)
+    bundle = ROOT / "tests" / "data" / "bundles_of_schema_3" / "toy" / "3"  # which tells every signal of drift
+    running = Serving(folders=[BundleFolder("toy", "3", bundle)])
     found = Exposed()
     try:
         outputs = [pb.OutputSpec(kind=pb.OUTPUT_KIND_PSEUDO_MASK), pb.OutputSpec(kind=pb.OUTPUT_KIND_SEGMENTATION)]
         with grpc.insecure_channel(running.target) as channel:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LONG_S)
             stub = pb_grpc.SegmentationServiceStub(channel)
-            for n in range(LEAST + 1):  # what drift asks for; another image each, or the cache would answer
-                image = colours.copy()
-                image[0, 0] = n
-                stub.Segment(pb.SegmentRequest(image=pb.Image(encoded=png(image)), outputs=outputs), timeout=LONG_S)
+            for image in [png(colours)] * LEAST:
+                stub.Segment(pb.SegmentRequest(image=pb.Image(encoded=image), outputs=outputs), timeout=LONG_S)
             with pytest.raises(grpc.RpcError):
                 stub.Segment(pb.SegmentRequest(image=pb.Image(encoded=b"none")), timeout=LONG_S)
         for one in vars(running.server.metrics).values():
