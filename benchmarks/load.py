@@ -6,9 +6,11 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -20,14 +22,43 @@ WARM_UP_S = 0.5
 CHANNELS = 4  # connections that the callers share, as several clients would
 
 
+class Connections(Protocol):
+    """What the callers of a server share."""
+
+    async def call(self, request: bytes, timeout_s: float) -> tuple[str, bytes]:
+        """How the call ended, `OK` or `RESOURCE_EXHAUSTED` where the server is too busy, and what came."""
+
+    async def close(self) -> None: ...
+
+
+class Service(Protocol):
+    def connect(self) -> Connections: ...
+
+
+@dataclass(frozen=True)
+class Grpc:
+    """A gRPC method whose messages are bytes, so that callers spend no time on them."""
+
+    target: str
+    method: str = SEGMENT
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    def connect(self) -> Connections:
+        return _Channels(self)
+
+
 @dataclass
 class Load:
-    """What callers saw in `seconds`: seconds of each answered call, how calls ended, seconds of refused ones."""
+    """What callers saw in `seconds`: seconds of each answered call, how calls ended, seconds of refused ones.
+
+    warmed_up: calls that were answered before.
+    """
 
     seconds: float = 0.0
     answered_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     codes: Counter[str] = field(default_factory=Counter)
+    warmed_up: int = 0
 
     @property
     def rate(self) -> float:
@@ -38,20 +69,34 @@ class Load:
         return float(np.quantile(self.answered_s, q))
 
 
-def closed_loop(target: str, request: bytes, *, callers: int, seconds: float) -> Load:
-    """Each caller calls again when it has its answer."""
-    return _in_process(_closed, target, request, callers, seconds)
+def closed_loop(service: str | Service, *requests: bytes, callers: int, seconds: float) -> Load:
+    """Each caller calls again when it has its answer.
+
+    Args:
+        service: a target (host:port) is that of our `Segment`.
+        requests: sent in turns.
+    """
+    return _in_process(_closed, service, requests, callers, seconds)
 
 
-def open_loop(target: str, request: bytes, *, rate: float, seconds: float, timeout_s: float) -> Load:
+def open_loop(service: str | Service, *requests: bytes, rate: float, seconds: float, timeout_s: float) -> Load:
     """Calls come at random (Poisson), `rate` a second, whatever becomes of those before them."""
-    return _in_process(_open, target, request, rate, seconds, timeout_s)
+    return _in_process(_open, service, requests, rate, seconds, timeout_s)
 
 
-def _in_process(load: Any, *args: Any) -> Load:
+def ask(service: str | Service, request: bytes, timeout_s: float) -> tuple[str, bytes]:
+    """One call: how it ended and what came."""
+    return asyncio.run(_ask(_service(service), request, timeout_s))
+
+
+def _in_process(load: Any, service: str | Service, *args: Any) -> Load:
     with get_context("spawn").Pool(1) as pool:
-        result: Load = pool.apply(_run, (load, *args))
+        result: Load = pool.apply(_run, (load, _service(service), *args))
     return result
+
+
+def _service(service: str | Service) -> Service:
+    return Grpc(service) if isinstance(service, str) else service
 
 
 def _run(load: Any, *args: Any) -> Load:
@@ -59,39 +104,50 @@ def _run(load: Any, *args: Any) -> Load:
     return result
 
 
-class _Callers:
-    """Channels to a server whose messages are bytes, so that callers spend no time on them."""
-
-    def __init__(self, target: str) -> None:
+class _Channels:
+    def __init__(self, grpc_method: Grpc) -> None:
         # Without the option gRPC would join channels to one address into one connection.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self._channels = [grpc.aio.insecure_channel(target, options) for _ in range(CHANNELS)]
-        self._methods = [channel.unary_unary(SEGMENT) for channel in self._channels]
-        self._n = 0
+        self._channels = [grpc.aio.insecure_channel(grpc_method.target, options) for _ in range(CHANNELS)]
+        self._methods = cycle([channel.unary_unary(grpc_method.method) for channel in self._channels])
+        self._metadata = grpc_method.metadata
 
-    async def call(self, request: bytes, load: Load, timeout_s: float = 60.0) -> None:
-        self._n += 1
-        began = time.monotonic()
+    async def call(self, request: bytes, timeout_s: float) -> tuple[str, bytes]:
         try:
-            await self._methods[self._n % CHANNELS](request, timeout=timeout_s)
-            load.answered_s.append(time.monotonic() - began)
-            load.codes["OK"] += 1
+            return "OK", await next(self._methods)(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            load.codes[error.code().name] += 1
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                load.refused_s.append(time.monotonic() - began)
+            return error.code().name, (error.details() or "").encode()
 
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
 
 
-async def _closed(target: str, request: bytes, callers: int, seconds: float) -> Load:
-    made = _Callers(target)
+async def _ask(service: Service, request: bytes, timeout_s: float) -> tuple[str, bytes]:
+    connections = service.connect()
+    try:
+        return await connections.call(request, timeout_s)
+    finally:
+        await connections.close()
+
+
+async def _call(connections: Connections, request: bytes, load: Load, timeout_s: float = 60.0) -> None:
+    began = time.monotonic()
+    code, _ = await connections.call(request, timeout_s)
+    took = time.monotonic() - began
+    load.codes[code] += 1
+    if code == "OK":
+        load.answered_s.append(took)
+    elif code == "RESOURCE_EXHAUSTED":
+        load.refused_s.append(took)
+
+
+async def _closed(service: Service, requests: Sequence[bytes], callers: int, seconds: float) -> Load:
+    connections, turns = service.connect(), cycle(requests)
 
     async def call_until(ends: float, load: Load) -> None:
         while time.monotonic() < ends:
-            await made.call(request, load)
+            await _call(connections, next(turns), load)
 
     async def all_until(ends: float) -> Load:
         load = Load()
@@ -100,25 +156,26 @@ async def _closed(target: str, request: bytes, callers: int, seconds: float) -> 
         load.seconds = time.monotonic() - began
         return load
 
-    await all_until(time.monotonic() + WARM_UP_S)
+    warm_up = await all_until(time.monotonic() + WARM_UP_S)
     load = await all_until(time.monotonic() + seconds)
-    await made.close()
+    load.warmed_up = warm_up.codes["OK"]
+    await connections.close()
     return load
 
 
-async def _open(target: str, request: bytes, rate: float, seconds: float, timeout_s: float) -> Load:
-    made, draw, load = _Callers(target), random.Random(0), Load()
+async def _open(service: Service, requests: Sequence[bytes], rate: float, seconds: float, timeout_s: float) -> Load:
+    connections, turns, draw, load = service.connect(), cycle(requests), random.Random(0), Load()
     calls = []
     began = at = time.monotonic()
     while at < began + seconds:
         at += draw.expovariate(rate)
         await asyncio.sleep(max(0.0, at - time.monotonic()))
-        calls.append(asyncio.ensure_future(made.call(request, load, timeout_s)))
+        calls.append(asyncio.ensure_future(_call(connections, next(turns), load, timeout_s)))
     load.seconds = time.monotonic() - began
     in_time = len(load.answered_s)
     await asyncio.gather(*calls)
     load.answered_s = load.answered_s[:in_time]  # a rate counts what was answered within its seconds
-    await made.close()
+    await connections.close()
     return load
 
 

@@ -284,11 +284,11 @@ def manifest(name: str) -> Manifest:
     )
 
 
-def photograph() -> bytes:
-    """A JPEG of 500 x 375 pixels with about the detail, and the bytes, of a photograph."""
-    small = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
+def photograph(seed: int = 0, width: int = 500, height: int = 375) -> bytes:
+    """A JPEG with about the detail, and the bytes, of a photograph."""
+    small = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 

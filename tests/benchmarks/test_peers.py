@@ -1,0 +1,183 @@
+"""The parts of `make bench-peers`, with our own server and echoes; the peers themselves need their environments."""
+
+import asyncio
+import io
+import json
+import sys
+import time
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.peers.__main__ import expected, settings
+from benchmarks.peers.http import Http
+from benchmarks.peers.measure import PeerError, check, measured
+from benchmarks.peers.models import model_folder
+from benchmarks.peers.peers import OURS, PEERS, SETTINGS, Peer
+from benchmarks.peers.processes import cpu_seconds, memory_mib, running
+
+LONG_S = 60.0
+
+
+class Here(Peer):
+    """One whose environment is that of the tests."""
+
+    python = Path(sys.executable)
+
+
+def here(peer):
+    return Here(**{name: getattr(peer, name) for name in peer.__dataclass_fields__})
+
+
+def png(labels):
+    buffer = io.BytesIO()
+    Image.fromarray(labels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["echo_grpc", "echo_http"])
+def test_an_echo_is_measured(name, tmp_path):
+    images = {b"one": None, b"another": None}
+    found = measured(
+        here(PEERS[name]),
+        SETTINGS["workers"],
+        tmp_path,
+        images,
+        seconds=0.3,
+        callers=(1, 16),
+        loads=(1,),
+        log=tmp_path / "log",
+    )
+    assert found["start_to_ready_s"] > 0 and found["idle_mib"] > 1
+    for at in (*found["closed"].values(), found["open"]["1"]):
+        assert set(at["codes"]) == {"OK"} and 0 < at["p50_s"] <= at["p99_s"] and at["rate"] > 0
+    assert all(at["cpu_us"] > 0 for at in found["closed"].values())
+
+
+@pytest.mark.parametrize("model", ["small", "noop"])
+def test_ours_is_measured(model, tmp_path):
+    bundle = model_folder(model, tmp_path)
+    assert model_folder(model, tmp_path) == bundle
+    images = expected(bundle)
+    assert model == "noop" or len(np.unique(next(iter(images.values())))) > 5
+    log = tmp_path / "log"
+    found = measured(here(OURS), SETTINGS["workers"], bundle, images, seconds=0.3, callers=(4, 16), loads=(4,), log=log)
+    assert set(found["closed"]["4"]["codes"]) == {"OK"}
+    assert found["open"]["4"]["offered"] == 4 * found["closed"]["16"]["rate"]
+
+
+def test_a_server_that_does_not_start(tmp_path):
+    with pytest.raises(PeerError, match="weakseg ended with exit code 1: see "):
+        measured(here(OURS), SETTINGS["workers"], tmp_path, {b"": None}, seconds=0.1, log=tmp_path / "log")
+    assert "manifest.json" in (tmp_path / "log").read_text()
+
+
+def test_answers_are_checked():
+    labels = np.arange(2000, dtype=np.uint8).reshape(40, 50)
+    assert check("peer", b"before" + png(labels) + b"after", labels) == 1
+    labels[0, 0] += 1
+    assert check("peer", png(np.arange(2000, dtype=np.uint8).reshape(40, 50)), labels) == 1999 / 2000
+    with pytest.raises(PeerError, match=r"ours makes of peer, got .* % of its pixels"):
+        check("peer", png(labels + 1), labels)
+    with pytest.raises(PeerError, match=r"expected a label map of \(40, 50\) of peer, got \(50, 40\)"):
+        check("peer", png(labels.T.copy()), labels)
+    with pytest.raises(PeerError, match="expected a PNG of peer, got b'no'"):
+        check("peer", b"no", labels)
+
+
+REPLIES = {
+    "/length": b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc",
+    "/chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n\r\n",
+    "/close": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
+    "/busy": b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+    "/fault": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "/short": b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\nabc",
+    "/never": b"",
+}
+
+
+@asynccontextmanager
+async def replying():
+    """The port of a server that replies as the path says, and hangs up where the reply says so or is short."""
+    handlers = set()
+
+    async def reply(reader, writer):
+        handlers.add(asyncio.current_task())
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            ends = False
+            while not ends:
+                path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+                await reader.readexactly(4)
+                writer.write(REPLIES[path])
+                ends = path in ("/close", "/short")
+        writer.close()
+
+    server = await asyncio.start_server(reply, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await asyncio.gather(*handlers)
+
+
+@pytest.mark.parametrize(
+    ("path", "ended"),
+    [
+        ("/length", ("OK", b"abc")),
+        ("/chunks", ("OK", b"abc")),
+        ("/close", ("OK", b"abc")),
+        ("/busy", ("RESOURCE_EXHAUSTED", b"")),
+        ("/fault", ("HTTP 500", b"")),
+        ("/never", ("DEADLINE_EXCEEDED", b"")),
+    ],
+)
+async def test_how_calls_over_http_end(path, ended):
+    async with replying() as port:
+        connections = Http(port, path).connect()
+        for _ in range(3):
+            assert await connections.call(b"body", 0.2 if path == "/never" else LONG_S) == ended
+        await connections.close()
+
+
+async def test_a_server_that_goes_away():
+    async with replying() as port:
+        connections = Http(port, "/short").connect()
+        assert (await connections.call(b"body", LONG_S))[0] == "UNAVAILABLE"
+        await connections.close()
+    assert (await Http(port, "/length").connect().call(b"body", LONG_S))[0] == "UNAVAILABLE"
+
+
+ORPHANS = """
+import os, subprocess, sys, time
+child = "import os, time; os.setsid(); print(os.getpid(), flush=True); data = b'x' * (50 << 20); time.sleep(1000)"
+first = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+subprocess.run([sys.executable, "-c", first, child])
+while True:
+    sum(range(10000))
+"""
+
+
+def test_nothing_is_left_of_a_server(tmp_path):
+    log = tmp_path / "log"
+    with running([sys.executable, "-c", ORPHANS], folder=tmp_path, log=log, env={"A": "b"}) as process:
+        ends = time.monotonic() + LONG_S
+        while not log.read_text().strip() or memory_mib() < 50 or cpu_seconds() < 0.2:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        orphan = int(log.read_text())
+        assert Path(f"/proc/{process.pid}").exists() and Path(f"/proc/{orphan}").exists()
+    assert not Path(f"/proc/{process.pid}").exists() and not Path(f"/proc/{orphan}").exists()
+    assert cpu_seconds() == memory_mib() == 0
+
+
+def test_later_rounds_measure_the_settings_that_were_fastest(tmp_path):
+    peer = Peer("p", "p", "HTTP", lambda port, _: Http(port, "/"))
+    assert settings(peer, tmp_path, 0) == ["workers", "batches", "threads"]
+    rates = {"workers": (1, 5), "batches": (2, 4), "threads": (3, 3)}
+    (tmp_path / "round-0").mkdir()
+    for name, (one, sixteen) in rates.items():
+        closed = {"1": {"rate": one}, "16": {"rate": sixteen}}
+        (tmp_path / "round-0" / f"p-{name}.json").write_text(json.dumps({"closed": closed}))
+    assert settings(peer, tmp_path, 1) == ["workers", "threads"]
+    assert settings(peer, tmp_path / "none", 1) == []
