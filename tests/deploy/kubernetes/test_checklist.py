@@ -255,6 +255,18 @@ def test_the_rules_are_those_of_prometheus(with_component):
     assert one(with_component("monitoring"), "PrometheusRule")["spec"] == rules
 
 
+def test_grafana_finds_every_dashboard(with_component):
+    maps = [
+        each
+        for each in of_kind(with_component("monitoring"), "ConfigMap")
+        if "grafana_dashboard" in each["metadata"]["labels"]
+    ]
+    files = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
+    there = {path.name: json.loads(path.read_text()) for path in (DEPLOY / "monitoring" / "dashboards").iterdir()}
+    assert files == there
+    assert all(len(json.dumps(each)) < 2**18 for each in maps), "kubectl apply keeps what it applied in an annotation"
+
+
 def test_nothing_comes_or_goes_but_what_is_allowed(with_component):
     found = with_component("networkpolicy")
     policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(found, "NetworkPolicy")}
@@ -343,5 +355,5 @@ def test_drain_settings_are_those_of_the_server():
     """What is told again in settings.env is what holds anyway."""
     told = settings(rendered("base"))
     defaults = ServeConfig()
-    for name in ("drain_delay_s", "drain_grace_s", "max_connection_age_s"):
+    for name in ("drain_delay_s", "drain_grace_s"):
         assert float(told[f"WEAKSEG_{name.upper()}"]) == getattr(defaults, name)
