@@ -16,11 +16,10 @@ COPY deploy/docker/requirements-${NAME}.lock /build/requirements.lock
 COPY dist/*.whl /build/
 # No `pip check`: onnxruntime-gpu takes the place of the onnxruntime that weakseg names.
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/weakseg \
-    && /build/pip/bin/python -m pip --python /opt/weakseg/bin/python install --no-cache-dir --no-compile \
+    && /build/pip/bin/python -m pip --python /opt/weakseg/bin/python install --no-cache-dir \
         --no-deps --only-binary :all: --require-hashes -r /build/requirements.lock \
-    && /build/pip/bin/python -m pip --python /opt/weakseg/bin/python install --no-cache-dir --no-compile \
-        --no-deps --no-index /build/*.whl \
-    && /opt/weakseg/bin/python -m compileall -q /opt/weakseg/lib/python3.*/site-packages
+    && /build/pip/bin/python -m pip --python /opt/weakseg/bin/python install --no-cache-dir \
+        --no-deps --no-index /build/*.whl
 
 FROM python AS serve
 ARG BASE
