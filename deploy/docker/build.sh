@@ -16,9 +16,9 @@ name=${1:-}
 file=deploy/docker/Dockerfile
 case $name in
 serve-cpu | serve-cpu-crf) target=serve ;;
-serve-gpu | serve-gpu-tensorrt) target=serve file=deploy/docker/serve-gpu.Dockerfile ;;
+serve-gpu) target=serve file=deploy/docker/serve-gpu.Dockerfile ;;
 train | batch) target=$name ;;
-*) fail "expected NAME=serve-cpu, serve-cpu-crf, serve-gpu, serve-gpu-tensorrt, train or batch, got '$name'" ;;
+*) fail "expected NAME=serve-cpu, serve-cpu-crf, serve-gpu, train or batch, got '$name'" ;;
 esac
 
 works() { # the client of docker may be there without its daemon

@@ -1,4 +1,4 @@
-# The images serve-gpu and serve-gpu-tensorrt. `make image NAME=serve-gpu` builds one; docs/images.md.
+# The image serve-gpu. `make image NAME=serve-gpu` builds it; docs/images.md.
 #
 # CUDA's own image says to the container runtime which driver it needs, and that it wants the GPU. The libraries themselves,
 # cuDNN and cuBLAS, are packages of the lock: those that onnxruntime-gpu was built for.
@@ -36,7 +36,6 @@ LABEL org.opencontainers.image.title="weakseg/${NAME}" \
     org.opencontainers.image.base.name="${BASE}"
 COPY dist/${NAME}.cdx.json /usr/share/sbom/weakseg.cdx.json
 COPY --from=build /opt/weakseg /opt/weakseg
-# Engines that TensorRT builds are kept below HOME: mount a volume there to keep them for the next start.
 ENV PATH=/opt/weakseg/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = re.compile(r"\d+\.\d+\.\d+(?:rc\d+)?")
 HEADING = re.compile(rf"({VERSION.pattern}) - (\d{{4}}-\d{{2}}-\d{{2}})")
-IMAGE = re.compile(r"weakseg/(?:serve-cpu|serve-cpu-crf|serve-gpu|serve-gpu-tensorrt|train|batch):(\w[\w.-]*\w)")
+IMAGE = re.compile(r"weakseg/(?:serve-cpu|serve-cpu-crf|serve-gpu|train|batch):(\w[\w.-]*\w)")
 
 
 def problems(root: Path, tags: list[str]) -> list[str]:

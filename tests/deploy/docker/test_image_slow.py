@@ -112,9 +112,7 @@ def container(image, tmp_path_factory):
     id_ = f"weakseg-{os.getpid()}-{image.name}"
     started = time.monotonic()
     with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen(
-            ["runc", "run", "--bundle", str(folder), id_], stdout=log, stderr=log
-        )
+        process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=log, stderr=log)
     try:
         wait_until_ready(metrics_port, process, folder / "log.txt")
         seconds = time.monotonic() - started

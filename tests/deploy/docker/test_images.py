@@ -157,8 +157,7 @@ def test_only_training_has_torch(image):
 
 
 def test_a_server_for_gpus_has_one_onnxruntime():
-    for image in ("serve-gpu", "serve-gpu-tensorrt"):
-        assert {name for name in lock(image) if name.startswith("onnxruntime")} == {"onnxruntime-gpu"}
+    assert {name for name in lock("serve-gpu") if name.startswith("onnxruntime")} == {"onnxruntime-gpu"}
 
 
 @pytest.fixture
