@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -111,6 +112,13 @@ def test_a_connection_that_ends_early_is_asked_again(web, models):
     web.answers["/toy/1/classifier.onnx"] = ["cut", "cut"]
     fetch(web.url, models)
     assert graphs_asked(web).count("/toy/1/classifier.onnx") == 3
+
+
+def test_several_at_once_fetch_it_once(web, models):
+    with ThreadPoolExecutor(4) as threads:
+        came = [future.result()[1] for future in [threads.submit(fetch, web.url, models) for _ in range(4)]]
+    assert sorted(came) == [False, False, False, True]
+    assert len(graphs_asked(web)) == 3
 
 
 def test_a_damaged_file_changes_nothing(web, source, models):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -228,6 +230,28 @@ def test_the_adapter_serves_what_the_hpa_asks_for(with_component):
     (pattern,) = re.findall(r'__name__=~"([^"]+)"', rule["seriesQuery"])
     for metric in one(with_component("hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"]:
         assert re.fullmatch(pattern, metric["pods"]["metric"]["name"])
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="reads queries by promtool: apt install prometheus")
+def test_prometheus_reads_the_queries_that_scale(with_component, tmp_path):
+    values = yaml.safe_load((KUSTOMIZE / "components" / "hpa" / "prometheus-adapter.yaml").read_text())
+    query = values["rules"]["custom"][0]["metricsQuery"]
+    for hole, text in (
+        ("Series", "weakseg_inflight"),
+        ("LabelMatchers", 'namespace="weakseg",pod=~"a|b"'),
+        ("GroupBy", "pod"),
+    ):
+        query = query.replace(f"<<.{hole}>>", text)
+    queries = [query, values["rules"]["custom"][0]["seriesQuery"]]
+    queries += [
+        trigger["metadata"]["query"] for trigger in one(with_component("keda"), "ScaledObject")["spec"]["triggers"]
+    ]
+    rules = [{"record": f"query:{number}", "expr": expr} for number, expr in enumerate(queries)]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(tmp_path / "rules.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_bulk_servers_go_to_zero_and_jobs_bring_them_back():
