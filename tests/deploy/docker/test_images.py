@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tomllib
@@ -172,9 +173,7 @@ def builders(tmp_path):
         tools = tmp_path / "tools"
         tools.mkdir()
         for name in ("bash", "basename", "cut", "dirname", "git", "ls", "realpath", "wc"):
-            (tools / name).symlink_to(
-                subprocess.run(["which", name], capture_output=True, text=True, check=True).stdout.strip()
-            )
+            (tools / name).symlink_to(shutil.which(name))
         return {"PATH": f"{tmp_path}:{tools}", "HOME": os.environ.get("HOME", "/")}
 
     return install
