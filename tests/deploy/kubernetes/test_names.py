@@ -25,7 +25,7 @@ from tests.deploy.kubernetes.manifests import (
 )
 from weakseg import cli
 from weakseg.batch.commands import INDEX_VARIABLE, Arguments
-from weakseg.recipe_loading import load_recipe
+from weakseg.recipe_loading import load_recipe, override
 from weakseg.v1 import segmentation_service_pb2
 
 pytestmark = needs_kubectl
@@ -99,7 +99,7 @@ def test_commands(everything):
             if program == "torchrun":
                 args = args[args.index("weakseg") + 1 :]
                 verbs, args = args[:1], args[1:]
-                load_recipe(args[0])
+                override(load_recipe(args[0]), args[1:])
             assert program in ("weakseg", "torchrun") and verbs[0] in cli.VERBS, where
             if verbs == ["bundle", "fetch"]:
                 weakseg.bundle_commands._parser().parse_args(["fetch", *args])
