@@ -233,11 +233,29 @@ def test_without_a_wheel_it_says_what_makes_one(checkout, builders):
     assert (done.returncode, done.stderr) == (2, "image: expected one wheel in dist/, got 0: run make dist\n")
 
 
-@pytest.mark.slow  # it asks the package index
-def test_make_lock_would_change_nothing(tmp_path):
-    uv = ROOT / ".venv-release" / "bin" / "uv"
-    if not uv.exists():
+@pytest.fixture
+def uv():
+    found = ROOT / ".venv-release" / "bin" / "uv"
+    if not found.exists():
         pytest.skip("needs uv: make .venv-release/.installed")
+    return found
+
+
+@pytest.mark.slow  # it asks the package index
+@pytest.mark.parametrize(("image", "python"), [(image, python) for image, python, *_ in LOCKED])
+def test_a_lock_can_be_installed(image, python, uv, tmp_path):
+    """As the Dockerfile does it, up to the download: there is a wheel of everything, with one of the hashes."""
+    command = [uv, "pip", "install", "--dry-run", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28", "--target", tmp_path]
+    done = subprocess.run(
+        [*command, "--requirement", DOCKER / f"requirements-{image}.lock"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ \+ ", done.stderr, re.M)) == len(lock(image))
+
+
+@pytest.mark.slow  # the same
+def test_make_lock_would_change_nothing(uv, tmp_path):
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     copy = tmp_path / "deploy" / "docker"
