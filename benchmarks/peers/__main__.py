@@ -23,11 +23,12 @@ from benchmarks import serving
 from benchmarks.peers.measure import CALLERS, LOADS, PeerError, install_mib, measured, versions
 from benchmarks.peers.models import MODELS, model_folder
 from benchmarks.peers.peers import PEERS, SETTINGS, Peer
+from benchmarks.peers.report import INFER, report
 from weakseg.environment import git_commit
 from weakseg.files import write_json_atomic
+from weakseg.manifest import SEGMENTATION
 
 N_IMAGES = 3
-OVERLOADED = "network"  # the other models' callers would be the bound
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--callers", nargs="+", type=int, default=list(CALLERS))
     parser.add_argument("--out", type=Path, default=Path("runs/bench-peers"))
+    parser.add_argument("--pictures", type=Path, default=Path("docs/images"), help="where to draw")
     args = parser.parse_args(argv)
     peers = [PEERS[name] for name in args.peers]
     if missing := [str(peer.python) for peer in peers if not peer.python.is_file()]:
@@ -49,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for turn in range(args.rounds):
         for model in args.models:
             folder = args.out / model
+            if model == INFER:
+                bare(folder / f"round-{turn}", model_folder(model, args.out / "models"), args.seconds)
             for peer in peers:
                 for setting in settings(peer, folder, turn):
                     failed |= not one(peer, setting, model, folder / f"round-{turn}", args)
+    report(args.out, args.pictures)
     return 1 if failed else 0
 
 
@@ -81,7 +86,7 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
             expected(bundle),
             seconds=args.seconds,
             callers=args.callers,
-            loads=LOADS if model == OVERLOADED and peer.checked else (),
+            loads=LOADS if model == INFER and peer.checked else (),  # callers of the others would be the bound
             log=file.with_suffix(".log"),
         )
     except PeerError as error:
@@ -93,6 +98,14 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
     rates = ", ".join(f"{at['rate']:.1f} at {n}" for n, at in result["closed"].items())
     print(f"  images/s: {rates}; ready in {result['start_to_ready_s']:.1f} s, {result['idle_mib']:.0f} MiB", flush=True)
     return True
+
+
+def bare(folder: Path, bundle: Path, seconds: float) -> None:
+    """The same work in a loop without a server, as benchmarks.serving has it."""
+    if not (folder / "bare.json").is_file():
+        graph, image = bundle / f"{SEGMENTATION}.onnx", serving.photograph()
+        rate = max(serving.bare_rate(graph, image, seconds, by_image) for by_image in (True, False))
+        write_json_atomic(folder / "bare.json", {"rate": rate})
 
 
 def expected(bundle: Path) -> dict[bytes, Any]:

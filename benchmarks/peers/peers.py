@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from google.protobuf.wrappers_pb2 import BytesValue
+
 from benchmarks.load import SEGMENT, Grpc, Service, segment_request
 from benchmarks.peers.http import Http
 from serve.inference import grpc_inference_service_pb2 as oip
@@ -71,20 +73,51 @@ def grpc(method: str) -> Callable[[int, Path], Service]:
     return lambda port, _: Grpc(f"127.0.0.1:{port}", method)
 
 
-def oip_request(image: bytes, *shape: int) -> bytes:
+def oip_request(image: bytes, shape: tuple[int, ...] = (1,)) -> bytes:
     """The Open Inference Protocol's: one element of BYTES, its length before it."""
-    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=shape or (1,))
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=shape)
     raw = len(image).to_bytes(4, "little") + image
     return oip.ModelInferRequest(model_name="model", inputs=[tensor], raw_input_contents=[raw]).SerializeToString()
 
 
+def oip_request_of_a_batch(image: bytes) -> bytes:
+    """As Triton has it: its models' shapes begin with the size of the batch."""
+    return oip_request(image, (1, 1))
+
+
+def torchserve_request(image: bytes) -> bytes:
+    """PredictionsRequest {string model_name = 1; map<string, bytes> input = 3;}."""
+    return _field(1, b"model") + _field(3, _field(1, b"data") + _field(2, image))
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """Of a protobuf message: bytes, a text or a message."""
+    length, size = len(value), bytearray()
+    while length > 127:
+        size.append(length & 127 | 128)
+        length >>= 7
+    return bytes([number << 3 | 2, *size, length]) + value
+
+
+def bytes_value(image: bytes) -> bytes:
+    return BytesValue(value=image).SerializeToString()
+
+
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+JPEG = {"Content_Type": "image/jpeg"}
 OURS = Peer("weakseg", "weakseg", "gRPC", grpc(SEGMENT), segment_request, ("workers",))
 PEERS = {
     peer.name: peer
     for peer in (
         OURS,
-        Peer("litserve", "litserve", "HTTP", http("/predict", Content_Type="image/jpeg")),
+        Peer("litserve", "litserve", "HTTP", http("/predict", **JPEG)),
+        Peer("bentoml", "bentoml", "HTTP", http("/segment", **JPEG)),
+        Peer("mlserver", "mlserver", "gRPC", grpc(MODEL_INFER), oip_request),
+        Peer("kserve", "kserve", "gRPC", grpc(MODEL_INFER), oip_request, ("workers", "threads")),
+        Peer("triton", "nvidia-pytriton", "gRPC", grpc(MODEL_INFER), oip_request_of_a_batch),
+        Peer("ray", "ray", "gRPC", grpc("/peers.Segmentation/Segment"), bytes_value),
+        Peer("torchserve", "torchserve", "gRPC", grpc(PREDICTIONS), torchserve_request),
         Peer("echo_grpc", "grpcio", "gRPC", grpc(SEGMENT), segment_request, ("workers",), "weakseg", checked=False),
         Peer("echo_http", "weakseg", "HTTP", http("/"), settings=("workers",), environment="weakseg", checked=False),
     )

@@ -15,7 +15,7 @@ Image = NDArray[np.uint8]
 
 
 class Job:
-    """A session of its own; calls may come from one thread at a time."""
+    """Calls may come from several threads."""
 
     def __init__(self) -> None:
         cv2.setNumThreads(1)

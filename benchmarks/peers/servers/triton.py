@@ -1,0 +1,63 @@
+"""Triton, by pytriton: its server, whose Python backend hands batches to this process, where jobs are threads."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pytriton.decorators import batch
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
+from pytriton.model_config.common import QueuePolicy
+from pytriton.triton import Triton, TritonConfig
+
+from benchmarks.peers.processes import free_port
+from benchmarks.peers.servers.job import Job
+from benchmarks.peers.servers.setting import BATCH, DELAY_S, PORT, QUEUE, WORKERS
+
+# The Python in Triton's backend is older than the library of a Python 3.11.6 or later that it finds, and lacks what
+# multiprocessing asks of a lock there: https://github.com/triton-inference-server/pytriton/issues/51
+LOCK = """\
+import threading
+from multiprocessing import resource_tracker
+resource_tracker._resource_tracker._lock = threading._PyRLock()
+"""
+
+
+def main() -> None:
+    Path("sitecustomize.py").write_text(LOCK)
+    os.environ["PYTHONPATH"] = f"{Path.cwd()}:{os.environ['PYTHONPATH']}"
+    job = Job()
+
+    @batch
+    def segment(image: NDArray[np.object_]) -> list[NDArray[np.object_]]:  # (B, 1) both
+        return [np.array(job(image[:, 0].tolist()), np.object_)[:, None]]
+
+    delay_us = int(1e6 * DELAY_S) if BATCH > 1 else 0
+    batcher = DynamicBatcher(
+        max_queue_delay_microseconds=delay_us, default_queue_policy=QueuePolicy(max_queue_size=QUEUE)
+    )
+    here, any_port = "127.0.0.1", free_port()
+    config = TritonConfig(
+        grpc_address=here,
+        grpc_port=PORT,
+        http_address=here,
+        http_port=any_port,
+        metrics_address=here,
+        metrics_port=free_port(),
+    )
+    with Triton(config=config) as triton:
+        triton.bind(
+            model_name="model",
+            infer_func=[segment] * WORKERS,
+            inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
+            outputs=[Tensor(name="mask", dtype=np.bytes_, shape=(1,))],
+            config=ModelConfig(max_batch_size=BATCH, batcher=batcher),
+            strict=False,
+        )
+        signal.signal(signal.SIGTERM, lambda *_: triton.stop())
+        triton.serve()
+
+
+if __name__ == "__main__":
+    main()
