@@ -66,7 +66,7 @@ WITH_TORCH = {
         ["weakseg", "run", "synthetic", "--to", "train", *QUICK],
     ],
     "hf": [["python", "-c", "import training.models.hf, transformers"]],
-    "export": [["weakseg", "export", "--help"], ["python", "-c", "import export.onnx, onnxscript"]],
+    "export": [["weakseg", "export", "--help"], ["python", "-c", "import export.commands, export.onnx_from_torch, onnxscript"]],
 }
 
 pytestmark = [
@@ -76,7 +76,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory):
+def repository():
+    """Files that are or will be committed, when `dist` is built."""
+    listed = output(["git", "ls-files", "--cached"], cwd=ROOT).splitlines()
+    return {name for name in listed if (ROOT / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def dist(repository, tmp_path_factory):
     """A folder with sdist and wheel of the working tree, the wheel built from the sdist."""
     folder = tmp_path_factory.mktemp("dist")
     output([RELEASE / "python", "-m", "build", "--outdir", folder, ROOT])
@@ -160,17 +167,17 @@ def test_a_client_under_every_protobuf(protobuf, python, environment, toy_bundle
         there("python", "-W", "error", "-c", ASK, ports.target, photos / "one.png")
 
 
-def test_the_wheel_is_the_packages_and_nothing_else(wheel):
+def test_the_wheel_is_the_packages_and_nothing_else(repository, wheel):
     with zipfile.ZipFile(wheel) as opened:
         names = {name for name in opened.namelist() if ".dist-info/" not in name}
-    packages = ("weakseg", "training", "export", "serve")
-    assert names == {name for name in tracked(*packages) if not name.endswith(".md")}
+    packages = ("weakseg/", "training/", "export/", "serve/")
+    assert names == {name for name in repository if name.startswith(packages)}
 
 
-def test_the_sdist_is_the_repository(sdist):
+def test_the_sdist_is_the_repository(repository, sdist):
     with tarfile.open(sdist) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
-    assert {name for name in tracked() if name not in names} <= {".gitignore", ".gitattributes"}
+    assert repository - names <= {".gitignore", ".gitattributes"}
 
 
 def test_tests_run_from_the_sdist(sdist, tmp_path):
@@ -211,12 +218,6 @@ def found(program):
     if path is None or subprocess.run([path, "--version"], capture_output=True, check=False).returncode:
         pytest.skip(f"needs {program} on the PATH")
     return path
-
-
-def tracked(*paths):
-    """Files of the repository below paths, as they will be committed."""
-    listed = output(["git", "ls-files", "--cached", *paths], cwd=ROOT).splitlines()
-    return {name for name in listed if (ROOT / name).exists()}
 
 
 def output(command, **options):
