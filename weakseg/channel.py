@@ -16,6 +16,7 @@ from weakseg.errors import ConfigError, QueueFullError, RateLimitedError, Weakse
 
 KEEPALIVE_MS = 30_000
 MOST_TRIES = 4  # of a call that a busy server refuses, and of one that gRPC finds no server for
+MOST_PAUSE_S = 0.05
 TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
 SERVICE = "weakseg.v1.SegmentationService"
 
@@ -64,6 +65,12 @@ class Patience:
                 self._tries += 1
                 return wait_s
         raise error from cause
+
+    def pause_s(self, error: WeaksegError) -> float:
+        """A moment, before another server is asked; raises `error` when the time is over."""
+        if self.left_s < MOST_PAUSE_S:
+            raise error
+        return random.uniform(0.0, MOST_PAUSE_S)
 
 
 def credentials(options: AccessOptions) -> grpc.ChannelCredentials | None:

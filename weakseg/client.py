@@ -100,12 +100,14 @@ class Client:
             response = self._call(self._stub.Segment, request, timeout_s)
             return result_from_response(response, self._known.check(response, info), outgoing)
 
-        try:
-            return ask()
-        except ModelNotFoundError:
-            if not self._known.forget():
-                raise
-            return ask()
+        patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return ask()
+            except ModelNotFoundError as error:
+                if not self._known.may_move():
+                    raise
+                time.sleep(patience.pause_s(error))
 
     @overload
     def segment_many(
@@ -258,12 +260,14 @@ class AsyncClient:
             response = await self._call(self._stub.Segment, request, timeout_s)
             return await asyncio.to_thread(result_from_response, response, self._known.check(response, info), outgoing)
 
-        try:
-            return await ask()
-        except ModelNotFoundError:
-            if not self._known.forget():
-                raise
-            return await ask()
+        patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return await ask()
+            except ModelNotFoundError as error:
+                if not self._known.may_move():
+                    raise
+                await asyncio.sleep(patience.pause_s(error))
 
     @overload
     def segment_many(

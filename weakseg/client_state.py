@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -40,10 +41,16 @@ class KnownModel:
         self.info = info
         return info
 
-    def forget(self) -> bool:
-        """Whether there was something to forget, and another version may be there to learn about: where none was asked
-        for, or a label, which moves."""
-        known, self.info = self.info, None
+    def may_move(self) -> bool:
+        """Of a client whose version was not there: whether to ask once more, where none was asked for, or a label.
+
+        The known version may be gone, and another is to be learnt about. Or it is on other servers behind the name:
+        while they are updated one by one, some have it and some the next. By chance which is assumed: calls reach
+        servers in turns, and any fixed order of asking could keep step with them.
+        """
+        known = self.info
+        if known is not None and random.random() < 0.5:
+            self.info = None
         return known is not None and known.version != self.ref.version
 
     def check(self, response: pb.SegmentResponse, info: ModelInfo) -> ModelInfo:

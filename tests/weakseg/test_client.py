@@ -35,6 +35,11 @@ from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
 LONG_S = 60.0
+SEGMENT_CALLS = {
+    "grpc_type": "unary_unary",
+    "grpc_service": "weakseg.v1.SegmentationService",
+    "grpc_method": "Segment",
+}
 EVERYTHING = ("segmentation", "pseudo_mask", "cam")
 
 
@@ -558,6 +563,28 @@ def test_a_label_is_followed_when_the_version_it_named_is_gone(serving, toy_bund
         assert client.segment(colours).model == "toy/2"
         with pytest.raises(errors.ModelNotFoundError):
             pinned.segment(colours)
+
+
+@pytest.mark.parametrize("n_old", [1, 2])
+def test_while_servers_are_updated_each_call_finds_one_that_has_its_version(serving, toy_bundle, colours, n_old):
+    """In turns, so that a client that asks in a fixed order would meet the wrong one each time."""
+    from serve.repository import BundleFolder
+
+    versions = ["1"] * n_old + ["2"] * (3 - n_old)
+    running = [serving(folders=[BundleFolder("toy", version, toy_bundle)]) for version in versions]
+    target = "ipv4:" + ",".join(one.target for one in running)
+
+    async def in_a_loop():
+        async with AsyncClient(target) as client:
+            return {(await client.segment(colours)).model for _ in range(20)}
+
+    with Client(target) as client:
+        models = {client.segment(colours).model for _ in range(20)}
+    assert models | asyncio.run(in_a_loop()) <= {"toy/1", "toy/2"}
+    asked = [one.sample("grpc_server_handled_total", **SEGMENT_CALLS, grpc_code="NOT_FOUND") for one in running]
+    assert sum(asked) > 0, "they met servers without their version"
+    with Client(target, model="toy/3", timeout_s=1.0) as client, pytest.raises(errors.ModelNotFoundError):
+        client.segment(colours)
 
 
 def test_a_model_replaced_under_its_name_is_noticed(serving, colours):
