@@ -3,13 +3,11 @@
 import hashlib
 import json
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests.web import web_server
 from weakseg import signature
 from weakseg.batch import store
 from weakseg.bundle import MANIFEST, SIGNATURE, open_bundle
@@ -38,40 +36,11 @@ def public(source, tmp_path):
     return public
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """`asked`: paths in order. `answers`: {path: [what to do the next times]}, a code or "cut"."""
-
-    def do_GET(self):
-        path = self.path.partition("?")[0]
-        self.server.asked.append(self.path)
-        todo = self.server.answers.get(path, [])
-        what = todo.pop(0) if todo else None
-        if isinstance(what, int):
-            self.send_error(what)
-        elif what == "cut":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000000")
-            self.end_headers()
-            self.wfile.write(b"half")
-        else:
-            super().do_GET()
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def web(source):
-    """A web server of the folder that `source` is in; `web.url` is that of `source`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=source.parents[1]))
-    server.asked, server.answers = [], {}
-    server.url = f"http://127.0.0.1:{server.server_port}/toy/1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A web server of the folder that `source` is in."""
+    with web_server(source.parents[1]) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -84,39 +53,39 @@ def graphs_asked(web):
 
 
 def test_from_a_web_server(web, source, models):
-    opened, came = fetch(web.url + "/", models)
+    opened, came = fetch(f"{web.url}/toy/1/", models)
     assert came and opened.folder == models / "toy" / "1"
     assert opened.sha256 == open_bundle(source).sha256
     assert [path.name for path in models.iterdir() if path.is_dir()] == ["toy"]  # nothing is left of the staging
 
 
 def test_again_it_fetches_no_graph(web, models):
-    fetch(web.url, models)
+    fetch(f"{web.url}/toy/1", models)
     asked = len(graphs_asked(web))
     assert asked == 3
-    assert not fetch(web.url, models)[1]
+    assert not fetch(f"{web.url}/toy/1", models)[1]
     assert len(graphs_asked(web)) == asked
 
 
 def test_what_was_killed_goes_on(web, models):
     web.answers["/toy/1/segmentation.onnx"] = [503] * store.ATTEMPTS
     with pytest.raises(StorageError, match=r"could not fetch http.*segmentation.onnx in 6 attempts: .*503"):
-        fetch(web.url, models)
+        fetch(f"{web.url}/toy/1", models)
     assert not (models / "toy").exists()
     web.asked.clear()
-    assert fetch(web.url, models)[1]
+    assert fetch(f"{web.url}/toy/1", models)[1]
     assert graphs_asked(web) == ["/toy/1/segmentation.onnx"]  # the last of the three
 
 
 def test_a_connection_that_ends_early_is_asked_again(web, models):
     web.answers["/toy/1/classifier.onnx"] = ["cut", "cut"]
-    fetch(web.url, models)
+    fetch(f"{web.url}/toy/1", models)
     assert graphs_asked(web).count("/toy/1/classifier.onnx") == 3
 
 
 def test_several_at_once_fetch_it_once(web, models):
     with ThreadPoolExecutor(4) as threads:
-        came = [future.result()[1] for future in [threads.submit(fetch, web.url, models) for _ in range(4)]]
+        came = [future.result()[1] for future in [threads.submit(fetch, f"{web.url}/toy/1", models) for _ in range(4)]]
     assert sorted(came) == [False, False, False, True]
     assert len(graphs_asked(web)) == 3
 
@@ -126,47 +95,47 @@ def test_a_damaged_file_changes_nothing(web, source, models):
     data[-1] ^= 1
     (source / "segmentation.onnx").write_bytes(data)
     with pytest.raises(BundleError, match=r"http.*/toy/1/segmentation.onnx is damaged: expected sha256"):
-        fetch(web.url, models)
+        fetch(f"{web.url}/toy/1", models)
     assert not (models / "toy").exists()
 
 
 def test_a_file_that_is_not_there(web, source, models):
     (source / "segmentation.onnx").unlink()
     with pytest.raises(BundleError, match=r"/toy/1: expected segmentation.onnx, got none"):
-        fetch(web.url, models)
+        fetch(f"{web.url}/toy/1", models)
 
 
 def test_no_bundle_there(web, models):
     with pytest.raises(BundleError, match=r"expected manifest.json at http.*/toy, got none: name the folder"):
-        fetch(web.url.removesuffix("/1"), models)
+        fetch(f"{web.url}/toy", models)
     assert web.asked == ["/toy/manifest.json"]  # no is no
 
 
 def test_refused_by_the_server(web, models, capsys):
     web.answers["/toy/1/manifest.json"] = [403]
-    assert cli(["bundle", "fetch", web.url, str(models)]) == 1
+    assert cli(["bundle", "fetch", f"{web.url}/toy/1", str(models)]) == 1
     assert "manifest.json: the server refuses it (403 Forbidden)" in capsys.readouterr().err
 
 
-def test_nobody_answers(web, models):
-    closed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    closed.server_close()
+def test_nobody_answers(models):
+    with web_server(models.parent) as server:
+        url = f"{server.url}/toy/1"
     with pytest.raises(StorageError, match=r"could not fetch http.*/manifest.json in 6 attempts: URLError"):
-        fetch(f"http://127.0.0.1:{closed.server_port}/toy/1", models)
+        fetch(url, models)
 
 
 def test_the_hash_that_was_named(web, source, models):
     sha256 = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()
     with pytest.raises(BundleError, match=f"expected a manifest.json of sha256 {'0' * 64}, got {sha256}"):
-        fetch(web.url, models, sha256="0" * 64)
+        fetch(f"{web.url}/toy/1", models, sha256="0" * 64)
     assert not list(models.glob("*/"))
-    assert fetch(web.url, models, sha256=sha256)[1]
+    assert fetch(f"{web.url}/toy/1", models, sha256=sha256)[1]
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
-        fetch(web.url, models, sha256="latest")
+        fetch(f"{web.url}/toy/1", models, sha256="latest")
 
 
 def test_signed(web, models, public):
-    opened, _ = fetch(web.url, models, public_key=public)
+    opened, _ = fetch(f"{web.url}/toy/1", models, public_key=public)
     assert opened.signed_by is not None
     assert (models / "toy" / "1" / SIGNATURE).is_file()
 
@@ -174,16 +143,16 @@ def test_signed(web, models, public):
 def test_not_signed_by_that_key(web, models, public, tmp_path):
     other, _ = signature.keygen(tmp_path / "other.pem")
     with pytest.raises(BundleError, match=r"^http.*/toy/1/manifest.sig: "):
-        fetch(web.url, models, public_key=other)
+        fetch(f"{web.url}/toy/1", models, public_key=other)
     assert graphs_asked(web) == []  # nothing of a stranger's is fetched
     with pytest.raises(ConfigError, match="missing.pub"):
-        fetch(web.url, models, public_key=tmp_path / "missing.pub")
+        fetch(f"{web.url}/toy/1", models, public_key=tmp_path / "missing.pub")
 
 
 def test_without_a_signature(web, models, tmp_path):
     public, _ = signature.keygen(tmp_path / "signing.pem")
     with pytest.raises(BundleError, match=r"http.*/toy/1: expected manifest.sig by a key in .*, got none"):
-        fetch(web.url, models, public_key=public)
+        fetch(f"{web.url}/toy/1", models, public_key=public)
 
 
 def test_what_lies_there_damaged_is_replaced(source, models):
@@ -225,7 +194,7 @@ def test_from_an_object_store(source, models):
 
 
 def test_a_query_allows_access_and_is_not_shown(web, models, capsys):
-    assert main(["fetch", f"{web.url}?sig=secret", str(models)]) == 0
+    assert main(["fetch", f"{web.url}/toy/1?sig=secret", str(models)]) == 0
     assert "/toy/1/manifest.json?sig=secret" in web.asked
     assert "secret" not in capsys.readouterr().out
     assert shown("https://me:secret@store/toy/1?sig=secret") == "https://store/toy/1"

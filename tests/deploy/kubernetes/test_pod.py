@@ -6,16 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.deploy.kubernetes.manifests import combined, container, needs_kubectl, settings
+from tests.web import web_server
 from weakseg import signature
 from weakseg.bundle import MANIFEST, SIGNATURE
 
@@ -34,22 +32,13 @@ def places(toy_bundle, tmp_path):
     signature.keygen(tmp_path / "signing.pem")
     (served / SIGNATURE).write_bytes(signature.sign(manifest, tmp_path / "signing.pem"))
 
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "served"))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield {
-        "$(MODEL_SOURCE)": f"http://127.0.0.1:{server.server_port}/toy/1",
-        "$(MODEL_SHA256)": hashlib.sha256(manifest).hexdigest(),
-        "/models": str(tmp_path / "models"),
-        "/etc/weakseg/signing": str(tmp_path),
-    }
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(tmp_path / "served") as server:
+        yield {
+            "$(MODEL_SOURCE)": f"{server.url}/toy/1",
+            "$(MODEL_SHA256)": hashlib.sha256(manifest).hexdigest(),
+            "/models": str(tmp_path / "models"),
+            "/etc/weakseg/signing": str(tmp_path),
+        }
 
 
 def put(text, places):

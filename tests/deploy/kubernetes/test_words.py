@@ -3,13 +3,12 @@
 import hashlib
 import re
 import shutil
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.deploy.kubernetes.manifests import ROOT
+from tests.web import web_server
 from weakseg import signature
 from weakseg.batch import store
 from weakseg.bundle import MANIFEST, SIGNATURE
@@ -30,26 +29,17 @@ def documented():
 
 
 @pytest.fixture
-def fault(toy_bundle, tmp_path, monkeypatch, capsys):
+def served(tmp_path):
+    with web_server(tmp_path / "served") as server:
+        yield server
+
+
+@pytest.fixture
+def fault(served, toy_bundle, tmp_path, monkeypatch):
     """{documented text: (function that runs into it, what stands for which words)}."""
     monkeypatch.setattr(store, "FIRST_PAUSE_S", 0.0)
     bundle = shutil.copytree(toy_bundle, tmp_path / "served" / "toy" / "1")
-    refused = set()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if self.path in refused:
-                self.send_error(403)
-            else:
-                super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served"))
-    url = f"http://127.0.0.1:{server.server_port}/toy/1"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
+    url = f"{served.url}/toy/1"
 
     def fetch(*flags, at=url):
         assert main(["bundle", "fetch", at, str(tmp_path / "models"), *flags]) == 1
@@ -60,7 +50,7 @@ def fault(toy_bundle, tmp_path, monkeypatch, capsys):
         assert main(["serve", "--port", "0", "--metrics-port", "0"]) == 2
 
     def refuse():
-        refused.add(f"/toy/1/{MANIFEST}")
+        served.answers[f"/toy/1/{MANIFEST}"] = [403]
         fetch()
 
     def damaged():
@@ -90,7 +80,7 @@ def fault(toy_bundle, tmp_path, monkeypatch, capsys):
         assert main(["serve", "--models", str(tmp_path / "models"), "--check"]) == 1
 
     tls = {"WEAKSEG_TLS_CERT": "/etc/weakseg/tls/tls.crt", "WEAKSEG_TLS_KEY": "/etc/weakseg/tls/tls.key"}
-    yield {
+    return {
         f"expected manifest.json at {ADDRESS}, got none: name the folder of a version": partial(fetch, at=url + "9"),
         "the server refuses it (403 Forbidden)": refuse,
         "could not fetch …/manifest.json in 6 attempts": partial(fetch, at="http://127.0.0.1:9/toy/1"),
@@ -110,9 +100,6 @@ def fault(toy_bundle, tmp_path, monkeypatch, capsys):
         ),
         "CUDAExecutionProvider is not in this onnxruntime": no_cuda,
     }
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.mark.parametrize("text", sorted(documented()))
