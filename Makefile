@@ -166,6 +166,9 @@ $(PEERS): Makefile
 bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe and Ray Serve (docs/benchmarks.md); hours
 	$(TEST_ENV) $(BIN)/python -m benchmarks.peers
 
+bench-autoscaling: $(STAMP)  ## deploy's autoscaler simulated on a measured server: objectives, pods, sizes
+	$(BIN)/python -m benchmarks.autoscaling
+
 bench-saliency: $(STAMP)  ## how well estimated saliency ranks the pixels of objects, on data/synthetic
 	$(BIN)/python -m benchmarks.saliency synthetic --estimators centre contrast
 
