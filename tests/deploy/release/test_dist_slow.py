@@ -66,7 +66,10 @@ WITH_TORCH = {
         ["weakseg", "run", "synthetic", "--to", "train", *QUICK],
     ],
     "hf": [["python", "-c", "import training.models.hf, transformers"]],
-    "export": [["weakseg", "export", "--help"], ["python", "-c", "import export.commands, export.onnx_from_torch, onnxscript"]],
+    "export": [
+        ["weakseg", "export", "--help"],
+        ["python", "-c", "import export.commands, export.onnx_from_torch, onnxscript"],
+    ],
 }
 
 pytestmark = [
@@ -77,9 +80,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def repository():
-    """Files that are or will be committed, when `dist` is built."""
+    """Files that are or will be committed, when `dist` is built. A link to a folder is none: an sdist has what is in it."""
     listed = output(["git", "ls-files", "--cached"], cwd=ROOT).splitlines()
-    return {name for name in listed if (ROOT / name).exists()}
+    return {name for name in listed if (ROOT / name).is_file()}
 
 
 @pytest.fixture(scope="module")
