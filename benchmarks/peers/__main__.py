@@ -23,7 +23,7 @@ from benchmarks import serving
 from benchmarks.peers.measure import CALLERS, LOADS, PeerError, install_mib, measured, versions
 from benchmarks.peers.models import MODELS, model_folder
 from benchmarks.peers.peers import PEERS, SETTINGS, Peer
-from benchmarks.peers.report import INFER, report
+from benchmarks.peers.report import INFER, failed, report
 from weakseg.environment import git_commit
 from weakseg.files import write_json_atomic
 from weakseg.manifest import SEGMENTATION
@@ -96,6 +96,7 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
     about |= {"install_mib": install_mib(peer), "seconds": args.seconds, "commit": git_commit()}
     write_json_atomic(file, about | result)
     rates = ", ".join(f"{at['rate']:.1f} at {n}" for n, at in result["closed"].items())
+    rates += f"; {lost} of calls failed" if (lost := failed(result)) else ""
     print(f"  images/s: {rates}; ready in {result['start_to_ready_s']:.1f} s, {result['idle_mib']:.0f} MiB", flush=True)
     return True
 

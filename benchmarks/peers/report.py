@@ -127,7 +127,7 @@ def table(measured: list[Result]) -> str:
     loads = sorted({times for result in measured for times in result["open"]}, key=int)
     head = ["server", "version", "API", "setting", *(f"{n}" for n in callers), f"p50 at {AT}, ms", "p99, ms"]
     head += [f"goodput {times}x" for times in loads]
-    head += ["CPU, us", "idle, MiB", "ready, s", "installed, MiB"]
+    head += ["failed", "CPU, us", "idle, MiB", "ready, s", "installed, MiB"]
     rows = [head, ["---"] * len(head)]
     for name, result in sorted(said.items(), key=lambda item: -rate(AT)(item[1])):
         at, opened = result["closed"][str(AT)], result["open"]
@@ -136,9 +136,16 @@ def table(measured: list[Result]) -> str:
         row += [f"{rate(n)(by_callers[n][name]):.1f}" if name in by_callers[n] else "" for n in callers]
         row += [f"{1000 * at['p50_s']:.0f}", f"{1000 * at['p99_s']:.0f}"]
         row += [f"{opened[times]['rate']:.1f}" if times in opened else "" for times in loads]
-        row += [f"{at['cpu_us']:.0f}", f"{result['idle_mib']:.0f}", f"{result['start_to_ready_s']:.1f}"]
+        row += [failed(result), f"{at['cpu_us']:.0f}", f"{result['idle_mib']:.0f}", f"{result['start_to_ready_s']:.1f}"]
         rows.append([*row, f"{result['install_mib']:.0f}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def failed(result: Result) -> str:
+    """The share of calls in closed loops that were not answered, in percent; nothing where all were."""
+    codes = [code for at in result["closed"].values() for code in at["codes"].items()]
+    share = sum(n for code, n in codes if code != "OK") / max(1, sum(n for _, n in codes))
+    return f"{100 * share:.2g} %" if share else ""
 
 
 def callers_of(measured: Iterable[Result]) -> list[int]:

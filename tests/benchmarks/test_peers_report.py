@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.peers.charts import Chart, Curve, svg
 from benchmarks.peers.peers import PEERS
-from benchmarks.peers.report import fastest, medians, report, results, table
+from benchmarks.peers.report import failed, fastest, medians, report, results, table
 
 ABOUT = {"idle_mib": 100, "start_to_ready_s": 1.0, "install_mib": 300}
 
@@ -72,7 +72,8 @@ def test_ours_against_the_best_of_the_others(tmp_path, capsys):
     assert found["serving.callers.noop.echo_http"]["ours"] == 4000
     assert "serving.path_vs_best_peer.small.grpc" not in found and not any("echo" in n and "vs" in n for n in found)
     assert (
-        "| litserve | 1.2 | HTTP | workers | 15.0 | 60.0 | 1600 | 3200 | 45.0 | 45.0 | 900 | 100 | 1.0 | 300 |" in out
+        "| litserve | 1.2 | HTTP | workers | 15.0 | 60.0 | 1600 | 3200 | 45.0 | 45.0 |  | 900 | 100 | 1.0 | 300 |"
+        in out
     )
     pictures = sorted(file.name for file in (tmp_path / "images").iterdir())
     assert pictures == ["bench-peers-goodput.svg", "bench-peers-p99.svg", "bench-peers-throughput.svg"]
@@ -111,4 +112,11 @@ def test_charts_are_well_formed_and_names_apart():
 
 
 def test_a_table_without_open_loops():
-    assert table([measured("weakseg")]).splitlines()[0].count("|") == 13
+    assert table([measured("weakseg")]).splitlines()[0].count("|") == 14
+
+
+def test_calls_that_failed_are_told():
+    result = measured("ray")
+    assert failed(result) == ""
+    result["closed"]["16"]["codes"] = {"OK": 13, "HTTP 500": 2}
+    assert failed(result) == "10 %"
