@@ -136,8 +136,8 @@ def _fail(args: Sequence[str], reason: str, message: str, code: int) -> int:
 
 def _clash_message(package: str, missing: str) -> str:
     found = find_spec(package)
-    folders = list(found.submodule_search_locations or [found.origin]) if found is not None else []
-    where = f"another package {package} at {folders[0]}" if folders else f"no package {package}"
+    folder = found and (next(iter(found.submodule_search_locations or ()), None) or found.origin)
+    where = f"another package {package} at {folder}" if folder else f"no package {package}"
     return (
         f"expected weakseg's {missing}, got {where}: install weakseg into an environment of its own, and start it "
         f"where no other {package} comes first on Python's path (PYTHONPATH, the current folder of `python -m weakseg`)"
