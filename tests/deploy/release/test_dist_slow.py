@@ -80,7 +80,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def repository():
-    """Files that are or will be committed, when `dist` is built. Links to folders are left out: an sdist copies them."""
+    """Files that are or will be committed, when `dist` is built. Not links to folders: an sdist copies them."""
     listed = output(["git", "ls-files", "--cached"], cwd=ROOT).splitlines()
     return {name for name in listed if (ROOT / name).is_file()}
 
