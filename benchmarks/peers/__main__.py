@@ -45,9 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := [str(peer.python) for peer in peers if not peer.python.is_file()]:
         print(f"expected the environments of `make bench-peers`, got none at {', '.join(missing)}", file=sys.stderr)
         return 2
+    lengths = {json.loads(file.read_text())["seconds"] for file in args.out.glob("*/round-*/*-*.json")}
+    if lengths - {args.seconds}:
+        print(f"{args.out} has rounds of {lengths} s, not {args.seconds} s: use another --out", file=sys.stderr)
+        return 2
     for peer in peers:
         print(f"{peer.name} ({peer.api}): {', '.join(' '.join(pair) for pair in versions(peer).items())}", flush=True)
-    failed = False
+    missed = False
     for turn in range(args.rounds):
         for model in args.models:
             folder = args.out / model
@@ -55,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bare(folder / f"round-{turn}", model_folder(model, args.out / "models"), args.seconds)
             for peer in peers:
                 for setting in settings(peer, folder, turn):
-                    failed |= not one(peer, setting, model, folder / f"round-{turn}", args)
+                    missed |= not one(peer, setting, model, folder / f"round-{turn}", args)
     report(args.out, args.pictures)
-    return 1 if failed else 0
+    return 1 if missed else 0
 
 
 def settings(peer: Peer, folder: Path, turn: int) -> list[str]:

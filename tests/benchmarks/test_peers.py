@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.peers.__main__ import expected, settings
+from benchmarks.load import segment_request
+from benchmarks.peers import peers, stages
+from benchmarks.peers.__main__ import expected, main, settings
 from benchmarks.peers.http import Http
 from benchmarks.peers.measure import PeerError, check, measured
 from benchmarks.peers.models import model_folder
-from benchmarks.peers.peers import OURS, PEERS, SETTINGS, Peer
+from benchmarks.peers.peers import OURS, PEERS, ROOT, SETTINGS, Peer
 from benchmarks.peers.processes import cpu_seconds, memory_mib, running
+from benchmarks.peers.second_client import h2load, refused
+from benchmarks.serving import photograph, server
+from serve.inference import grpc_inference_service_pb2 as oip
 
 LONG_S = 60.0
 
@@ -57,12 +63,11 @@ def test_an_echo_is_measured(name, tmp_path):
     assert all(at["cpu_us"] > 0 for at in found["closed"].values())
 
 
-@pytest.mark.parametrize("model", ["small", "noop"])
-def test_ours_is_measured(model, tmp_path):
-    bundle = model_folder(model, tmp_path)
-    assert model_folder(model, tmp_path) == bundle
+def test_ours_is_measured(tmp_path):
+    bundle = model_folder("small", tmp_path)
+    assert model_folder("small", tmp_path) == bundle
     images = expected(bundle)
-    assert model == "noop" or len(np.unique(next(iter(images.values())))) > 5
+    assert all(len(np.unique(labels)) > 5 for labels in images.values())
     log = tmp_path / "log"
     found = measured(here(OURS), SETTINGS["workers"], bundle, images, seconds=0.3, callers=(4, 16), loads=(4,), log=log)
     assert set(found["closed"]["4"]["codes"]) == {"OK"}
@@ -181,3 +186,50 @@ def test_later_rounds_measure_the_settings_that_were_fastest(tmp_path):
         (tmp_path / "round-0" / f"p-{name}.json").write_text(json.dumps({"closed": closed}))
     assert settings(peer, tmp_path, 1) == ["workers", "threads"]
     assert settings(peer, tmp_path / "none", 1) == []
+
+
+def test_requests_hold_the_image():
+    asked = oip.ModelInferRequest.FromString(PEERS["mlserver"].request(b"jpeg"))
+    assert (asked.inputs[0].datatype, list(asked.inputs[0].shape)) == ("BYTES", [1])
+    assert list(asked.raw_input_contents) == [b"\x04\0\0\0jpeg"]
+    assert list(oip.ModelInferRequest.FromString(PEERS["triton"].request(b"jpeg")).inputs[0].shape) == [1, 1]
+    assert PEERS["torchserve"].request(b"jpeg") == b"\x0a\x05model" + b"\x1a\x0c" + b"\x0a\x04data" + b"\x12\x04jpeg"
+    image = bytes(70_000)
+    length = b"\xf0\xa2\x04"  # 70000 in groups of seven bits
+    assert PEERS["torchserve"].request(image).endswith(b"\x0a\x04data\x12" + length + image)
+    assert PEERS["litserve"].request(image) == image
+    for peer in PEERS.values():
+        assert image in peer.request(image)
+        assert set(peer.settings) <= set(SETTINGS)
+        assert (ROOT / "benchmarks" / "peers" / "servers" / f"{peer.name}.py").is_file()
+
+
+def test_environments_that_are_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "ROOT", tmp_path)
+    assert main(["--peers", "triton", "ray", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "make bench-peers" in said and ".venv-peer-triton" in said and ".venv-peer-ray" in said
+
+
+def test_rounds_of_another_length(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Peer, "python", Path(sys.executable))
+    (tmp_path / "noop" / "round-0").mkdir(parents=True)
+    (tmp_path / "noop" / "round-0" / "ray-workers.json").write_text('{"seconds": 2.0}')
+    assert main(["--peers", "ray", "--seconds", "3", "--out", str(tmp_path)]) == 2
+    assert "has rounds of {2.0} s, not 3.0 s: use another --out" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="no h2load: install nghttp2-client")
+def test_h2load_asks_as_our_callers_do(tmp_path):
+    with server(tmp_path, model_folder("noop", tmp_path), "--log-level", "warning") as ports:
+        assert h2load(ports.target, segment_request(photograph()), tmp_path, callers=4, seconds=1) > 0
+        refused(ports)
+        h2load(ports.target, segment_request(b"no image"), tmp_path, callers=4, seconds=1)  # HTTP's status is 200
+        with pytest.raises(RuntimeError, match="times INVALID_ARGUMENT"):
+            refused(ports)
+
+
+def test_the_stages_of_ours(tmp_path, capsys):
+    stages.measure("test", tmp_path, model_folder("noop", tmp_path), segment_request(photograph()), 0.3)
+    said = capsys.readouterr().out
+    assert '"serving.test"' in said and "decode: " in said and "an image waits" in said

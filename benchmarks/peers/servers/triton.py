@@ -37,12 +37,12 @@ def main() -> None:
     batcher = DynamicBatcher(
         max_queue_delay_microseconds=delay_us, default_queue_policy=QueuePolicy(max_queue_size=QUEUE)
     )
-    here, any_port = "127.0.0.1", free_port()
+    here = "127.0.0.1"
     config = TritonConfig(
         grpc_address=here,
         grpc_port=PORT,
         http_address=here,
-        http_port=any_port,
+        http_port=free_port(),
         metrics_address=here,
         metrics_port=free_port(),
     )
@@ -55,7 +55,7 @@ def main() -> None:
             config=ModelConfig(max_batch_size=BATCH, batcher=batcher),
             strict=False,
         )
-        signal.signal(signal.SIGTERM, lambda *_: triton.stop())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops by Ctrl-C
         triton.serve()
 
 
