@@ -14,7 +14,7 @@ import grpc
 
 from weakseg.errors import ConfigError, QueueFullError, RateLimitedError, WeaksegError
 
-KEEPALIVE_MS = 30_000
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 MOST_TRIES = 4  # of a call that a busy server refuses, and of one that gRPC finds no server for
 MOST_PAUSE_S = 0.05
 TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
@@ -156,6 +156,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        # Also how long Linux waits for an answer to what was sent: of a machine that is gone nothing else comes.
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ]
 
 
