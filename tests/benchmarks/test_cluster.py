@@ -58,7 +58,7 @@ CALLS = [
 def test_phases_are_told_from_event_to_event():
     lines = phases([(0.9, "update"), (3.0, "updated")], CALLS).splitlines()
     assert lines[1].split() == ["three", "servers", "1", "0", "0.50", "0.50", "1:", "1"]
-    assert lines[2].split()[:3] == ["update", "2", "1"] and lines[2].endswith("3.00  2: 1")
+    assert lines[2].split() == ["update", "2", "1", "2.97", "3.00", "2:", "1"]
     assert lines[3].split()[:3] == ["updated", "1", "0"]
 
 
