@@ -163,8 +163,10 @@ $(PEERS): Makefile
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)
 	@touch $@
 
-bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe and Ray Serve (docs/benchmarks.md); hours
-	$(TEST_ENV) $(BIN)/python -m benchmarks.peers
+bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe, Ray Serve (docs/benchmarks.md); needs Java, h2load; hours
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers.stages
+	$(BIN)/python -m benchmarks.peers.second_client
 
 bench-autoscaling: $(STAMP)  ## deploy's autoscaler simulated on a measured server: objectives, pods, sizes
 	$(BIN)/python -m benchmarks.autoscaling
