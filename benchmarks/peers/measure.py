@@ -62,7 +62,7 @@ def measured(
     }
     command = [str(peer.python), "-m", f"benchmarks.peers.servers.{peer.name}"]
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
-        service = peer.service(port, Path(folder))
+        service = peer.service(port)
         began = time.monotonic()
         with running(command, folder=Path(folder), log=log, env=env) as process:
             answers = [_first_answer(process, peer, service, requests[0], log)]
@@ -75,8 +75,12 @@ def measured(
             for n in callers:
                 before = cpu_seconds()
                 load = closed_loop(service, *requests, callers=n, seconds=seconds)
-                spent = cpu_seconds() - before
-                result["closed"][str(n)] = {**_said(load), "cpu_us": 1e6 * spent / (load.codes["OK"] + load.warmed_up)}
+                spent, answered = cpu_seconds() - before, load.codes["OK"] + load.warmed_up
+                if not load.answered_s:
+                    raise PeerError(
+                        f"expected answers of {peer.name} to {n} callers, got {dict(load.codes)}: see {log}"
+                    )
+                result["closed"][str(n)] = {**_said(load), "cpu_us": 1e6 * spent / answered}
             for times in loads:
                 _until_idle()
                 rate = times * result["closed"][str(CAPACITY_AT)]["rate"]

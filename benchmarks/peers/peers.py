@@ -34,6 +34,7 @@ SETTINGS: Mapping[str, Setting] = {
     "workers": Setting(workers=CORES, threads=1, batch=1),
     "batches": Setting(workers=CORES, threads=1, batch=4),
     "threads": Setting(workers=1, threads=CORES, batch=4),
+    "defaults": Setting(0, 0, 0),  # of those that decide for themselves
 }
 
 
@@ -42,16 +43,16 @@ class Peer:
     """A server in an environment of its own.
 
     package: whose version is said. api: what its users would take of what it speaks.
-    service: where to ask, of its port and the folder where it works. request: what to send of a JPEG file.
+    service: where to ask, of its port. request: what to send of a JPEG file.
     checked: it answers with masks.
     """
 
     name: str
     package: str
     api: Literal["gRPC", "HTTP"]
-    service: Callable[[int, Path], Service]
+    service: Callable[[int], Service]
     request: Callable[[bytes], bytes] = bytes
-    settings: tuple[str, ...] = tuple(SETTINGS)
+    settings: tuple[str, ...] = ("workers", "batches", "threads")
     environment: str = ""
     checked: bool = True
 
@@ -64,13 +65,13 @@ class Peer:
         return next(self.python.parents[1].glob("lib/python3*/site-packages"))
 
 
-def http(path: str, **headers: str) -> Callable[[int, Path], Service]:
+def http(path: str, **headers: str) -> Callable[[int], Service]:
     named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
-    return lambda port, _: Http(port, path, named)
+    return lambda port: Http(port, path, named)
 
 
-def grpc(method: str) -> Callable[[int, Path], Service]:
-    return lambda port, _: Grpc(f"127.0.0.1:{port}", method)
+def grpc(method: str) -> Callable[[int], Service]:
+    return lambda port: Grpc(f"127.0.0.1:{port}", method)
 
 
 def oip_request(image: bytes, shape: tuple[int, ...] = (1,)) -> bytes:
@@ -106,7 +107,7 @@ def bytes_value(image: bytes) -> bytes:
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 JPEG = {"Content_Type": "image/jpeg"}
-OURS = Peer("weakseg", "weakseg", "gRPC", grpc(SEGMENT), segment_request, ("workers",))
+OURS = Peer("weakseg", "weakseg", "gRPC", grpc(SEGMENT), segment_request, ("defaults",))
 PEERS = {
     peer.name: peer
     for peer in (
@@ -118,7 +119,7 @@ PEERS = {
         Peer("triton", "nvidia-pytriton", "gRPC", grpc(MODEL_INFER), oip_request_of_a_batch),
         Peer("ray", "ray", "gRPC", grpc("/peers.Segmentation/Segment"), bytes_value),
         Peer("torchserve", "torchserve", "gRPC", grpc(PREDICTIONS), torchserve_request),
-        Peer("echo_grpc", "grpcio", "gRPC", grpc(SEGMENT), segment_request, ("workers",), "weakseg", checked=False),
-        Peer("echo_http", "weakseg", "HTTP", http("/"), settings=("workers",), environment="weakseg", checked=False),
+        Peer("echo_grpc", "grpcio", "gRPC", grpc(SEGMENT), segment_request, ("defaults",), "weakseg", checked=False),
+        Peer("echo_http", "weakseg", "HTTP", http("/"), settings=("defaults",), environment="weakseg", checked=False),
     )
 }

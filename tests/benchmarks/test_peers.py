@@ -49,7 +49,7 @@ def test_an_echo_is_measured(name, tmp_path):
     images = {b"one": None, b"another": None}
     found = measured(
         here(PEERS[name]),
-        SETTINGS["workers"],
+        SETTINGS["defaults"],
         tmp_path,
         images,
         seconds=0.3,
@@ -69,14 +69,16 @@ def test_ours_is_measured(tmp_path):
     images = expected(bundle)
     assert all(len(np.unique(labels)) > 5 for labels in images.values())
     log = tmp_path / "log"
-    found = measured(here(OURS), SETTINGS["workers"], bundle, images, seconds=0.3, callers=(4, 16), loads=(4,), log=log)
+    found = measured(
+        here(OURS), SETTINGS["defaults"], bundle, images, seconds=0.3, callers=(4, 16), loads=(4,), log=log
+    )
     assert set(found["closed"]["4"]["codes"]) == {"OK"}
     assert found["open"]["4"]["offered"] == 4 * found["closed"]["16"]["rate"]
 
 
 def test_a_server_that_does_not_start(tmp_path):
     with pytest.raises(PeerError, match="weakseg ended with exit code 1: see "):
-        measured(here(OURS), SETTINGS["workers"], tmp_path, {b"": None}, seconds=0.1, log=tmp_path / "log")
+        measured(here(OURS), SETTINGS["defaults"], tmp_path, {b"": None}, seconds=0.1, log=tmp_path / "log")
     assert "manifest.json" in (tmp_path / "log").read_text()
 
 
@@ -177,7 +179,7 @@ def test_nothing_is_left_of_a_server(tmp_path):
 
 
 def test_later_rounds_measure_the_settings_that_were_fastest(tmp_path):
-    peer = Peer("p", "p", "HTTP", lambda port, _: Http(port, "/"))
+    peer = Peer("p", "p", "HTTP", lambda port: Http(port, "/"))
     assert settings(peer, tmp_path, 0) == ["workers", "batches", "threads"]
     rates = {"workers": (1, 5), "batches": (2, 4), "threads": (3, 3)}
     (tmp_path / "round-0").mkdir()
