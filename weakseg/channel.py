@@ -137,7 +137,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        # The second, of calls that their caller has not cancelled: a server that stops has received but not begun them.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     }
     # Not SegmentStream: what it was sent before it broke is lost.
     methods = [{"service": SERVICE, "method": method} for method in ("Segment", "GetModel", "ListModels")]

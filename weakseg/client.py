@@ -94,18 +94,18 @@ class Client:
         """
         outgoing = outgoing_from_source(image, ignore_orientation=options.get("ignore_orientation", False))
 
-        def ask() -> Result:
-            info = self._info()
+        def ask(info: ModelInfo) -> Result:
             request = segment_request(outgoing, info, options, request_id)
             response = self._call(self._stub.Segment, request, timeout_s)
             return result_from_response(response, self._known.check(response, info), outgoing)
 
         patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
         while True:
+            info = self._info()
             try:
-                return ask()
+                return ask(info)
             except ModelNotFoundError as error:
-                if not self._known.may_move():
+                if not self._known.may_move(info):
                     raise
                 time.sleep(patience.pause_s(error))
 
@@ -254,18 +254,18 @@ class AsyncClient:
         ignore = options.get("ignore_orientation", False)
         outgoing = await asyncio.to_thread(outgoing_from_source, image, ignore_orientation=ignore)
 
-        async def ask() -> Result:
-            info = await self._info()
+        async def ask(info: ModelInfo) -> Result:
             request = segment_request(outgoing, info, options, request_id)
             response = await self._call(self._stub.Segment, request, timeout_s)
             return await asyncio.to_thread(result_from_response, response, self._known.check(response, info), outgoing)
 
         patience = Patience(self.timeout_s if timeout_s is None else timeout_s)
         while True:
+            info = await self._info()
             try:
-                return await ask()
+                return await ask(info)
             except ModelNotFoundError as error:
-                if not self._known.may_move():
+                if not self._known.may_move(info):
                     raise
                 await asyncio.sleep(patience.pause_s(error))
 

@@ -41,17 +41,16 @@ class KnownModel:
         self.info = info
         return info
 
-    def may_move(self) -> bool:
-        """Of a client whose version was not there: whether to ask once more, where none was asked for, or a label.
+    def may_move(self, info: ModelInfo) -> bool:
+        """Of a call whose version was not there: whether to ask once more, where none was asked for, or a label.
 
-        The known version may be gone, and another is to be learnt about. Or it is on other servers behind the name:
-        while they are updated one by one, some have it and some the next. By chance which is assumed: calls reach
-        servers in turns, and any fixed order of asking could keep step with them.
+        The version may be gone, and another is to be learnt about. Or it is on other servers behind the name: while
+        they are updated one by one, some have it and some the next. By chance which is assumed: calls reach servers in
+        turns, and any fixed order of asking could keep step with them.
         """
-        known = self.info
-        if known is not None and random.random() < 0.5:
+        if self.info is info and random.random() < 0.5:  # else another call has forgotten it, or learnt of the next
             self.info = None
-        return known is not None and known.version != self.ref.version
+        return info.version != self.ref.version
 
     def check(self, response: pb.SegmentResponse, info: ModelInfo) -> ModelInfo:
         """`info`, unless the model that answered is another one under the same name and version."""

@@ -29,6 +29,7 @@ from serve.interceptors import status_from_error
 from serve.repository import find_bundles
 from serve.requests import image_from_message
 from weakseg import errors
+from weakseg.channel import SERVICE, channel_options
 from weakseg.client import AsyncClient, Client
 from weakseg.image import upright
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -585,6 +586,40 @@ def test_while_servers_are_updated_each_call_finds_one_that_has_its_version(serv
     assert sum(asked) > 0, "they met servers without their version"
     with Client(target, model="toy/3", timeout_s=1.0) as client, pytest.raises(errors.ModelNotFoundError):
         client.segment(colours)
+
+
+def test_callers_of_one_client_do_not_disturb_each_other_while_servers_are_updated(serving, toy_bundle, colours):
+    from serve.repository import BundleFolder
+
+    running = [serving(folders=[BundleFolder("toy", version, toy_bundle)]) for version in ("1", "2")]
+
+    async def at_once():
+        async with AsyncClient("ipv4:" + ",".join(one.target for one in running)) as client:
+            return await asyncio.gather(*(client.segment(colours) for _ in range(60)))
+
+    assert {result.model for result in asyncio.run(at_once())} <= {"toy/1", "toy/2"}
+
+
+def test_a_call_that_a_server_drops_as_it_stops_is_asked_again():
+    """gRPC ends so what it has received and given to no handler."""
+    n_calls = itertools.count()
+
+    def get_model(request, context):
+        if next(n_calls) == 0:
+            context.abort(grpc.StatusCode.CANCELLED, "")
+        return pb.GetModelResponse()
+
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handler = grpc.unary_unary_rpc_method_handler(
+        get_model, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetModel": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", channel_options(2**20)) as channel:
+        pb_grpc.SegmentationServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=LONG_S)
+    assert next(n_calls) == 2
+    server.stop(None).wait()
 
 
 def test_a_model_replaced_under_its_name_is_noticed(serving, colours):
