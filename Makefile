@@ -14,7 +14,7 @@ RELEASE := .venv-release
 TEST_ENV := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving bench-autoscaling bench-peers compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests test-helm report clean
+.PHONY: help setup oracle demo test test-slow test-reliability torchserve test-torchserve test-oip test-formats test-node test-gpu check format bench bench-crf bench-random-walk bench-runtime bench-precisions bench-seam bench-stages bench-coco bench-pseudo-label bench-saliency bench-erasing bench-few-masks bench-serving bench-autoscaling bench-cluster bench-peers compare-synthetic soak dist lock image test-dist test-image proto proto-check proto-freeze manifests test-helm report clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -167,6 +167,9 @@ bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitS
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.stages
 	$(BIN)/python -m benchmarks.peers.second_client
+
+bench-cluster: $(STAMP)  ## servers in network namespaces: update, scaling, certificates, canary, a lost node under load; root
+	$(BIN)/python -m benchmarks.cluster
 
 bench-autoscaling: $(STAMP)  ## deploy's autoscaler simulated on a measured server: objectives, pods, sizes
 	$(BIN)/python -m benchmarks.autoscaling
