@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def find_bundles(bundles: Sequence[Path], models: Path | None) -> list[BundleFol
         if not models.is_dir():
             raise ConfigError(f"expected a folder of bundles, got {models}: it holds <name>/<version>/manifest.json")
         paths += sorted(manifest.parent for manifest in models.glob("*/*/manifest.json"))
+        if not paths:
+            raise ConfigError(f"{models} holds no bundle: {_obstacle(models)}")
     found: dict[tuple[str, str], Path] = {}
     for path in dict.fromkeys(path.resolve() for path in paths):
         key = _identity(path)
@@ -58,6 +61,14 @@ def find_bundles(bundles: Sequence[Path], models: Path | None) -> list[BundleFol
     if not found:
         raise ConfigError("no bundle to serve: pass --bundle <folder>, --models <folder> or --demo")
     return [BundleFolder(name, version, path) for (name, version), path in found.items()]
+
+
+def _obstacle(models: Path) -> str:
+    """Why no bundle is seen in a folder of models, and what to do. A folder that may not be read looks empty."""
+    for folder in [models, *models.glob("*/")]:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            return f"{folder} may not be read by this user: chmod -R a+rX {models}"
+    return "put one there as <name>/<version>/, by `weakseg bundle fetch`"
 
 
 def find_labels(folders: Sequence[BundleFolder]) -> dict[str, Labels]:

@@ -36,6 +36,16 @@ def test_nothing_to_serve_and_too_much(toy_bundle, tmp_path):
         find_bundles([toy_bundle, tmp_path / "copy" / "1"], None)
 
 
+def test_a_folder_of_models_without_any(toy_bundle, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="holds no bundle: put one there as <name>/<version>/"):
+        find_bundles([], tmp_path)
+    assert find_bundles([toy_bundle], tmp_path), "there is another to serve"
+    (tmp_path / "toy").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path / "toy")  # tests may be run by root
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/toy may not be read by this user: chmod -R a\+rX {tmp_path}"):
+        find_bundles([], tmp_path)
+
+
 def test_labels_lie_beside_the_versions(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "labels.toml").write_text('stable = "3"\ncanary = "4"\ncanary_percent = 5\n')
