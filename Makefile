@@ -147,12 +147,13 @@ bench-serving: $(STAMP)  ## a server against the same work without one, against 
 	$(BIN)/python -m benchmarks.serving
 
 # Servers to measure ours beside, each in an environment of its own with what the job needs that they all do
-# (benchmarks/peers/servers/job.py); Triton's wants an older numpy, TorchServe's torch and Java.
+# (benchmarks/peers/servers/job.py). Triton's wants an older numpy; MLServer's an older uvloop, as its workers ask for an
+# event loop that 0.22 no longer makes by itself; TorchServe's torch and Java.
 JOB := onnxruntime==1.31.1 numpy==2.4.6 opencv-python-headless==5.0.0.93
 .venv-peer-bentoml/.installed: PEER := bentoml==1.4.40 $(JOB)
 .venv-peer-kserve/.installed: PEER := kserve==0.21.0 $(JOB)
 .venv-peer-litserve/.installed: PEER := litserve==0.2.19 $(JOB)
-.venv-peer-mlserver/.installed: PEER := mlserver==1.7.1 $(JOB)
+.venv-peer-mlserver/.installed: PEER := mlserver==1.7.1 uvloop==0.21.0 $(JOB)
 .venv-peer-ray/.installed: PEER := ray[serve]==2.60.0 $(JOB)
 .venv-peer-torchserve/.installed: PEER := torchserve==0.12.0 torch-model-archiver==0.12.0 torch==2.13.0 pyyaml $(JOB)
 .venv-peer-triton/.installed: PEER := nvidia-pytriton==0.7.0 onnxruntime==1.31.1 numpy==1.26.4 opencv-python-headless==4.11.0.86
