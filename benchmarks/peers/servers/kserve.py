@@ -48,7 +48,8 @@ def stay_on_loopback() -> None:
 
 if __name__ == "__main__":
     stay_on_loopback()
-    logging.getLogger("kserve").setLevel(logging.WARNING)
     model = Segmentation("model")
     model.load()
-    kserve.ModelServer(http_port=free_port(), grpc_port=PORT).start([model])
+    server = kserve.ModelServer(http_port=free_port(), grpc_port=PORT, enable_latency_logging=False)
+    logging.getLogger("kserve").setLevel(logging.WARNING)  # which it has set: a line for each request
+    server.start([model])

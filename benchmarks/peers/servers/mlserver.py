@@ -32,4 +32,5 @@ if __name__ == "__main__":
         model |= {"max_batch_size": BATCH, "max_batch_time": DELAY_S}
     Path("settings.json").write_text(json.dumps(server))
     Path("model-settings.json").write_text(json.dumps(model))
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver.cli.main", "start", "."])
+    command = str(Path(sys.executable).with_name("mlserver"))
+    os.execv(command, [command, "start", "."])
