@@ -1,7 +1,7 @@
 """Triton, by pytriton: its server, whose Python backend hands batches to this process, where jobs are threads."""
 
-import os
 import signal
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from benchmarks.peers.processes import free_port
 from benchmarks.peers.servers.job import Job
 from benchmarks.peers.servers.setting import BATCH, DELAY_S, PORT, QUEUE, WORKERS
 
-# The Python in Triton's backend is older than the library of a Python 3.11.6 or later that it finds, and lacks what
-# multiprocessing asks of a lock there: https://github.com/triton-inference-server/pytriton/issues/51
+# Triton's backend brings no library of Python, uses the one that it finds beside this Python, and can be older than it:
+# then it lacks what multiprocessing asks of a lock from 3.11.6 on, https://github.com/triton-inference-server/pytriton/issues/51.
+# It heeds no PYTHONPATH, so the remedy lies in the environment's packages.
 LOCK = """\
 import threading
 from multiprocessing import resource_tracker
@@ -25,8 +26,7 @@ resource_tracker._resource_tracker._lock = threading._PyRLock()
 
 
 def main() -> None:
-    Path("sitecustomize.py").write_text(LOCK)
-    os.environ["PYTHONPATH"] = f"{Path.cwd()}:{os.environ['PYTHONPATH']}"
+    Path(sysconfig.get_path("purelib"), "sitecustomize.py").write_text(LOCK)
     job = Job()
 
     @batch
