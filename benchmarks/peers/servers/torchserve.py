@@ -9,6 +9,13 @@ from pathlib import Path
 from benchmarks.peers.processes import free_port
 from benchmarks.peers.servers.setting import BATCH, DELAY_S, PORT, QUEUE, WORKERS
 
+LOG = """\
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %p %c %m%n
+rootLogger = warn, console
+"""
 HANDLER = Path(__file__).with_name("torchserve_handler.py")
 COMMANDS = Path(sys.executable).parent
 
@@ -33,15 +40,17 @@ def main() -> None:
         "grpc_management_port": free_port(),
         "job_queue_size": QUEUE,
         "disable_token_authorization": "true",
+        "metrics_mode": "prometheus",  # else they are lines of the log
         "model_store": ".",
         "load_models": "model.mar",
         "models": json.dumps({"model": {"1.0": model}}),
     }
     Path("config.properties").write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+    Path("log4j2.properties").write_text(LOG)
     # TorchServe keeps its pid and its workers' sockets in the temporary folder, one server in each.
     os.environ |= {"TMPDIR": str(Path.cwd()), "TEMP": str(Path.cwd())}
     command = [str(COMMANDS / "torchserve"), "--start", "--foreground", "--no-config-snapshots"]
-    os.execv(command[0], [*command, "--ts-config", "config.properties"])
+    os.execv(command[0], [*command, "--ts-config", "config.properties", "--log-config", "log4j2.properties"])
 
 
 if __name__ == "__main__":
