@@ -34,7 +34,7 @@ from weakseg.memory import limit_bytes
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15)
 CALL_SECONDS = (0.005, 0.025, 0.1, 0.5, 2.5, 10)  # coarser: there is one per method
 BYTES = tuple(float(4**k) for k in range(5, 13))  # 1 KiB to 16 MiB
-BATCH = (1, 2, 4, 8, 16, 32, 64)
+BATCH = (1, 2, 4, 8, 16, 32)
 KEPT_VERSIONS = 4  # that are no longer served, whose counters a scrape still finds
 
 # Process-wide, as prometheus_client has it: else every counter and histogram is one series more, its time of birth.
@@ -99,6 +99,12 @@ class Metrics:
         self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
         self.grpc_seconds = self._histogram("grpc_server_handling_seconds", "Calls, begin to end", CALL_SECONDS, method)
         self._gone: deque[tuple[str, str]] = deque()  # versions that are no longer served, the latest last
+
+    def watch_certificate(self, expiry: Callable[[], float]) -> None:
+        """`expiry()` is asked when scraped: Unix time, of the certificate that the port for gRPC shows."""
+        self._gauge("weakseg_certificate_expiry_timestamp_seconds", "End of the certificate's validity").set_function(
+            expiry
+        )
 
     def set_image_memory(self, n_bytes: int, n_waiting: int) -> None:
         self.image_memory_bytes.set(n_bytes)

@@ -45,6 +45,7 @@ from serve.refining import Refiners
 from serve.repository import BundleFolder
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
+from serve.tls import Expiry
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
 from weakseg.model import Model
@@ -125,6 +126,8 @@ class Server:
         self.metrics.registry.register(DriftGauge(self._windows))
         self.health = Health(self.models, self.admission.breakers.answers)
         self.metrics.ready.set_function(lambda: self.health.ready)
+        if config.tls is not None:
+            self.metrics.watch_certificate(Expiry(config.tls).seconds)
         self.admission.breakers.on_change = self._on_health_change
         self._edge = Edge(self.metrics, Access(config.tokens))
         self._http: MetricsServer | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import grpc
 
 from serve.stamp import stamp
 from weakseg.errors import ConfigError
+
+NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h, which `ssl` has no name for
 
 log = logging.getLogger("serve.tls")
 
@@ -59,6 +63,46 @@ class Certificates:
             return None
         log.info("certificates reloaded")
         return self._current
+
+
+class Expiry:
+    """Until when the certificate is valid that the next handshake takes. Files that cannot be used change nothing."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._stamp: object = None
+        self._seconds = math.nan
+
+    def seconds(self) -> float:
+        """Unix time; NaN for a certificate that no client could verify. Reads the files where they have changed."""
+        now = stamp(self._files.paths())
+        if now != self._stamp:
+            self._stamp = now
+            with suppress(OSError, ssl.SSLError):
+                leaf = leaf_of(self._files, check_time=False)
+                self._seconds = ssl.cert_time_to_seconds(leaf["notAfter"])
+        return self._seconds
+
+
+def leaf_of(files: TlsFiles, *, check_time: bool = True) -> dict[str, Any]:
+    """The server's certificate as `ssl` tells it to a client that trusts all of the chain, by a handshake in memory.
+
+    Raises:
+        ssl.SSLError: files that cannot be used; ssl.SSLCertVerificationError: the client would not accept it.
+    """
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(files.cert, files.key)
+    client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_side.check_hostname = False
+    client_side.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | (0 if check_time else NO_CHECK_TIME)
+    client_side.load_verify_locations(files.cert)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_side.wrap_bio(to_client, to_server)
+    server = server_side.wrap_bio(to_server, to_client, server_side=True)
+    for side in (client, server, client):
+        with suppress(ssl.SSLWantReadError):  # its turn comes again
+            side.do_handshake()
+    return client.getpeercert() or {}
 
 
 def _read(files: TlsFiles) -> Any:

@@ -8,7 +8,6 @@ import ssl
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from serve.access import read_tokens
 from serve.doctor.finding import Finding, failed, ok, warning
 from serve.settings import ServeConfig
-from serve.tls import Certificates, TlsFiles
+from serve.tls import Certificates, TlsFiles, leaf_of
 from weakseg.errors import ConfigError
 
 SOON_DAYS = 14
@@ -99,7 +98,7 @@ def certificates(config: ServeConfig) -> Iterator[Finding]:
 def _leaf(files: TlsFiles) -> Finding:
     """What a client finds that trusts the last certificate of the chain, of which no more need be known here."""
     try:
-        seen = _handshake(files)
+        seen = leaf_of(files)
     except ssl.SSLCertVerificationError as error:
         expired, early = "expired" in error.verify_message, "not yet valid" in error.verify_message
         todo = "renew it" if expired else "set the clock, or wait" if early else "give the whole chain, leaf first"
@@ -128,23 +127,6 @@ def _authorities(path: Path) -> Finding:
         return failed("clients' authority", f"{path}: none of {len(found)} is valid now", "renew it, or set the clock")
     days = (max(_time(one["notAfter"]) for one in valid) - now).days
     return ok("clients' authority", f"{len(valid)} of {len(found)} valid, {days} days")
-
-
-def _handshake(files: TlsFiles) -> dict[str, Any]:
-    """The leaf as `ssl` tells it to a client. Raises ssl.SSLCertVerificationError."""
-    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_side.load_cert_chain(files.cert, files.key)
-    client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client_side.check_hostname = False
-    client_side.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client_side.load_verify_locations(files.cert)
-    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_side.wrap_bio(to_client, to_server)
-    server = server_side.wrap_bio(to_server, to_client, server_side=True)
-    for side in (client, server, client):
-        with suppress(ssl.SSLWantReadError):  # its turn comes again
-            side.do_handshake()
-    return client.getpeercert() or {}
 
 
 def _time(text: str) -> datetime:

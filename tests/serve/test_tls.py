@@ -3,15 +3,17 @@
 import datetime
 import ipaddress
 import logging
+import math
 import os
 from dataclasses import dataclass
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from PIL import Image
 
 from serve.settings import ServeConfig
-from serve.tls import Certificates, TlsFiles
+from serve.tls import Certificates, Expiry, TlsFiles
 from weakseg.cli import main
 from weakseg.client import AsyncClient, Client
 from weakseg.errors import ConfigError, ServiceError, UnauthenticatedError
@@ -198,6 +200,28 @@ def test_files_that_do_not_fit_are_refused_at_the_start(tmp_path, ca):
     ):
         with pytest.raises(ConfigError, match="expected a PEM certificate and its key in"):
             Certificates(TlsFiles(cert, key))
+
+
+def test_the_end_of_a_certificate_is_known_also_when_it_is_past(tmp_path, ca):
+    files = TlsFiles(tmp_path / "server.crt", tmp_path / "server.key")
+    sign(tmp_path, "server", by=ca)
+    expiry = Expiry(files)
+    assert expiry.seconds() == int((NOW + DAY).timestamp())
+    past = sign(tmp_path, "past", by=ca, until=NOW - DAY)
+    os.replace(past.key_file, files.key)
+    assert expiry.seconds() == int((NOW + DAY).timestamp()), "half of a pair is not in use"
+    os.replace(past.cert_file, files.cert)
+    assert expiry.seconds() == int((NOW - DAY).timestamp())
+    assert Expiry(files).seconds() == int((NOW - DAY).timestamp())
+    assert math.isnan(Expiry(TlsFiles(tmp_path / "none", files.key)).seconds())
+
+
+def test_it_is_in_the_metrics_of_a_server_with_certificates(serving, tmp_path, ca):
+    signed = sign(tmp_path, "server", by=ca)
+    name = "weakseg_certificate_expiry_timestamp_seconds"
+    plain, secret = serving(), serving(tls_cert=signed.cert_file, tls_key=signed.key_file)
+    assert name not in urlopen(f"{plain.metrics_url}/metrics", timeout=60).read().decode()
+    assert secret.sample(name) == int((NOW + DAY).timestamp())
 
 
 @pytest.mark.parametrize(
