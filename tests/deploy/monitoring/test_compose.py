@@ -65,6 +65,7 @@ def test_settings_and_ports_are_those_of_the_server(monkeypatch):
         assert name.startswith(PREFIX)
         monkeypatch.setenv(name, value)
     config = read_config()
+    assert {str(config.models)} == mounts("weakseg").keys(), "`weakseg doctor` in the container looks there"
     assert published("weakseg").keys() == {config.port, config.metrics_port}
     assert PROMETHEUS["scrape_configs"][0]["static_configs"] == [{"targets": [f"weakseg:{config.metrics_port}"]}]
     grace_s = int(SERVICES["weakseg"]["stop_grace_period"].removesuffix("s"))
