@@ -1,4 +1,4 @@
-"""Do version, CHANGELOG, tag and the images that deploy/ names agree? `python deploy/release/check.py [TAG]`.
+"""Do version, CHANGELOG, tag and what deploy/ names agree? `python deploy/release/check.py [TAG]`.
 
 Without a tag, that of the commit that is checked out, if it has one. Standard library only: it runs before anything is
 installed. Exit code 1 and a line for each disagreement.
@@ -15,7 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = re.compile(r"\d+\.\d+\.\d+(?:rc\d+)?")
 HEADING = re.compile(rf"({VERSION.pattern}) - (\d{{4}}-\d{{2}}-\d{{2}})")
-IMAGE = re.compile(r"weakseg/(?:serve-cpu|serve-cpu-crf|serve-gpu|train|batch):(\w[\w.-]*\w)")
+# Ours: of an image, of kustomize's tag of one, of objects' labels, of the chart.
+NAMED = re.compile(
+    r"(?:weakseg/(?:serve-cpu|serve-cpu-crf|serve-gpu|train|batch):"
+    r"|newTag: |app\.kubernetes\.io/version: |^version: |^appVersion: )\"?(\w[\w.-]*\w)",
+    re.MULTILINE,
+)
 
 
 def problems(root: Path, tags: list[str]) -> list[str]:
@@ -44,9 +49,9 @@ def problems(root: Path, tags: list[str]) -> list[str]:
         elif released[:1] != [version]:
             found.append(f"CHANGELOG.md: {tag} needs a heading `{version} - <date>` with what was Unreleased")
     for path in sorted([*root.glob("deploy/**/*.y*ml"), *root.glob("compose.y*ml"), *root.glob("docs/*.md")]):
-        others = sorted(set(IMAGE.findall(path.read_text())) - {version})
+        others = sorted(set(NAMED.findall(path.read_text())) - {version})
         where = path.relative_to(root)
-        found += [f"{where}: names an image of version {other}, pyproject.toml says {version}" for other in others]
+        found += [f"{where}: names version {other}, pyproject.toml says {version}" for other in others]
     return found
 
 

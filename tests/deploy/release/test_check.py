@@ -1,4 +1,4 @@
-"""Version, CHANGELOG, tag and images agree: here, and in trees where they do not."""
+"""Version, CHANGELOG, tag and what deploy/ names agree: here, and in trees where they do not."""
 
 import importlib.util
 from pathlib import Path
@@ -19,13 +19,13 @@ def check():
 
 @pytest.fixture
 def tree(tmp_path):
-    """A function that writes a tree: version, headings of the CHANGELOG, version of an image."""
+    """A function that writes a tree: version, headings of the CHANGELOG, a line of a manifest."""
 
-    def write(version, headings, image=None):
+    def write(version, headings, named=None):
         (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{version}"\n')
         (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n" + "".join(f"## {one}\n\n- x\n\n" for one in headings))
         (tmp_path / "deploy").mkdir()
-        (tmp_path / "deploy" / "job.yaml").write_text(f"image: weakseg/batch:{image or version}\n")
+        (tmp_path / "deploy" / "job.yaml").write_text(f"{named or f'image: weakseg/batch:{version}'}\n")
         return tmp_path
 
     return write
@@ -48,7 +48,7 @@ def test_what_agrees(check, tree, version, headings, tags):
 
 
 @pytest.mark.parametrize(
-    ("version", "headings", "tags", "image", "problem"),
+    ("version", "headings", "tags", "named", "problem"),
     [
         ("0.1", ["Unreleased"], [], None, "expected a version such as 0.2.0 or 0.2.0rc1, got 0.1"),
         ("0.1.0", ["0.1.0 - 2026-11-29"], [], None, "expected the first heading to be Unreleased, got 0.1.0"),
@@ -70,10 +70,14 @@ def test_what_agrees(check, tree, version, headings, tags):
             None,
             "the tag is v0.2.0, pyproject.toml says 0.1.0",
         ),
-        ("0.1.0", ["Unreleased"], [], "0.0.9", "deploy/job.yaml: names an image of version 0.0.9"),
-        ("0.1.0", ["Unreleased"], [], "latest", "deploy/job.yaml: names an image of version latest"),
+        ("0.1.0", ["Unreleased"], [], "image: weakseg/batch:0.0.9", "deploy/job.yaml: names version 0.0.9"),
+        ("0.1.0", ["Unreleased"], [], "image: weakseg/batch:latest", "deploy/job.yaml: names version latest"),
+        ("0.1.0", ["Unreleased"], [], '    newTag: "0.0.9"', "deploy/job.yaml: names version 0.0.9"),
+        ("0.1.0", ["Unreleased"], [], 'app.kubernetes.io/version: "0.0.9"', "deploy/job.yaml: names version 0.0.9"),
+        ("0.1.0", ["Unreleased"], [], "version: 0.0.9", "deploy/job.yaml: names version 0.0.9"),
+        ("0.1.0", ["Unreleased"], [], 'appVersion: "0.0.9"', "deploy/job.yaml: names version 0.0.9"),
     ],
 )
-def test_what_does_not(check, tree, version, headings, tags, image, problem):
-    (found,) = check.problems(tree(version, headings, image), tags)
+def test_what_does_not(check, tree, version, headings, tags, named, problem):
+    (found,) = check.problems(tree(version, headings, named), tags)
     assert problem in found
