@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 from typing import Any
 
@@ -44,9 +45,8 @@ class Segmentation:
 
 
 def main() -> None:
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # of the cluster, which is this process and its children
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # short, as sockets are in it
-        ray.init(include_dashboard=False, _temp_dir=folder, _node_ip_address="127.0.0.1", log_to_driver=False)
+        ray.init(include_dashboard=False, _temp_dir=folder, log_to_driver=False)
         serve.start(
             proxy_location=ProxyLocation.HeadOnly,
             http_options=HTTPOptions(host="127.0.0.1", port=free_port()),
@@ -59,4 +59,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    os.environ |= {  # which Ray reads when it is imported
+        "RAY_AUTH_MODE": "disabled",  # of the cluster, which is this process and its children
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # no cluster of several machines: the loopback interface will do
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 are short on a busy machine
+    }
+    os.execv(sys.executable, [sys.executable, "-c", "from benchmarks.peers.servers.ray import main; main()"])
