@@ -2,13 +2,17 @@
 
 import json
 import random
+import re
 from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 from benchmarks.autoscaling import (
+    GOALS,
     MANIFEST,
+    ROOT,
     SETTINGS,
     Cluster,
     Load,
@@ -18,10 +22,12 @@ from benchmarks.autoscaling import (
     loads,
     main,
     server_from_lines,
+    settings_number,
     simulate,
     sizing,
 )
 from benchmarks.hpa import Hpa, Rules, hpa_from_manifest
+from serve.settings import ServeConfig
 
 FIXED = Hpa(1, 1, {"weakseg_inflight": 1.0})
 
@@ -97,6 +103,30 @@ def test_figures_come_from_lines(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join(json.dumps({"name": name, "ours": ours, "machine": machine}) for name, ours in rows))
     assert server_from_lines(path) == Server(4, 30.0, 40.0, 300.0)
+
+
+def test_what_is_simulated_is_what_was_measured_and_promised():
+    """The server of docs/results.md with its defaults, the objectives of deploy's rules."""
+    results = (ROOT / "docs" / "results.md").read_text()
+    alone, busy = re.search(r"^\| at 1 / 4 / 64 callers[^|]*\| ([\d.]+) / ([\d.]+) / ", results, re.MULTILINE).groups()
+    (idle_mib,) = re.findall(r"^\| `serving.idle_rss_mib`[^|]*\| (\d+) ", results, re.MULTILINE)
+    config = ServeConfig()
+    assert Server() == Server(2, float(alone), float(busy), float(idle_mib), config.queue_limit + config.max_batch)
+    groups = yaml.safe_load((ROOT / "deploy" / "monitoring" / "rules.yaml").read_text())["groups"]
+    budgets = {
+        rule["labels"]["slo"]: float(rule["expr"].removeprefix("vector(").removesuffix(")"))
+        for group in groups
+        for rule in group["rules"]
+        if rule.get("record") == "slo:weakseg_error_budget:ratio"
+    }
+    assert {"availability": GOALS["refused"], "latency": GOALS["late"], "queue_wait": GOALS["waited"]} == budgets
+
+
+def test_documented_sizes_are_what_is_computed():
+    said = (ROOT / "docs" / "autoscaling.md").read_text()
+    *rows, note = sizing(Server(), settings_number(SETTINGS, "WEAKSEG_IMAGE_MEMORY_MIB", 1024)).splitlines()[1:]
+    assert all(f"| {' | '.join(row.split())} |\n" in said for row in rows) and len(rows) == 5
+    assert note.partition(" at the most")[0] in said
 
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
