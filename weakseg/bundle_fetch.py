@@ -85,6 +85,8 @@ def fetch(
         try:
             return _filled(read, staging, models, public_key, where)
         except BundleError as error:
+            if isinstance(error.__cause__, OSError):  # it is about this side, or names the source itself
+                raise
             raise BundleError(str(error).replace(str(staging), where)) from error
 
 
