@@ -24,4 +24,4 @@ lock serve-cpu-crf 3.11 serve,sign,tracing,refine
 # CUDA's images are Ubuntu 24.04, whose Python is 3.12. onnxruntime-gpu takes onnxruntime's place: both are the package onnxruntime.
 lock serve-gpu 3.12 serve,sign,tracing,gpu --no-emit-package onnxruntime
 lock train 3.11 train,hf,export,sign
-lock batch 3.11 ray,sign
+lock batch 3.11 kuberay,sign
