@@ -107,6 +107,12 @@ def test_a_canary_is_a_release_of_that_name():
 
 
 @needs_helm
+def test_none_is_a_number_of_servers():
+    assert one(chart(*MODEL, "--set", "replicas=0"), "Deployment")["spec"]["replicas"] == 0
+    assert "replicas" not in one(chart(*MODEL), "Deployment")["spec"]
+
+
+@needs_helm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
