@@ -50,7 +50,7 @@ def pairs(folder: Path) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 def reliability(
     scores: NDArray[np.float64], present: NDArray[np.bool_], edges: Sequence[float] = EDGES
 ) -> list[tuple[int, float, float]]:
-    """(number, mean score, share present) between every two edges: from the lower one on, up to the upper; 1 is in the last."""
+    """(number, mean score, share present) from each edge on, up to the next; the last edge itself is in the last."""
     bins = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, len(edges) - 2)
     found = []
     for one in range(len(edges) - 1):
