@@ -102,9 +102,10 @@ class Metrics:
 
     def watch_certificate(self, expiry: Callable[[], float]) -> None:
         """`expiry()` is asked when scraped: Unix time, of the certificate that the port for gRPC shows."""
-        self._gauge("weakseg_certificate_expiry_timestamp_seconds", "End of the certificate's validity").set_function(
-            expiry
+        self.certificate_expiry = self._gauge(
+            "weakseg_certificate_expiry_timestamp_seconds", "End of the certificate's validity"
         )
+        self.certificate_expiry.set_function(expiry)
 
     def set_image_memory(self, n_bytes: int, n_waiting: int) -> None:
         self.image_memory_bytes.set(n_bytes)

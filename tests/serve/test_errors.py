@@ -357,7 +357,7 @@ def test_what_the_server_lacks_for_an_output(serving, monkeypatch, png, colours)
     spec = pb.OutputSpec(kind=2, refinement=pb.REFINEMENT_CRF)
     answer = ask(serving(), request(png(colours), spec))
     check(answer, "FAILED_PRECONDITION", errors.OutputUnsupportedError)
-    assert "not installed" in answer[2]
+    assert "cannot be refined by crf here" in answer[2] and "pip install 'weakseg[refine]'" in answer[2]
 
 
 # Load and limits ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """What docs/kubernetes.md says that an operator sees is what our programs say."""
 
 import hashlib
+import logging
 import re
 import shutil
 from functools import partial
 
 import pytest
 
+from serve.logs import AUDIT, LOGGERS
 from tests.deploy.kubernetes.manifests import ROOT
 from tests.web import web_server
 from weakseg import signature
@@ -26,6 +28,17 @@ def documented():
     rows = [line.split(" | ") for line in DOC.split("## When something is wrong")[1].splitlines() if line[:2] == "| "]
     texts = {text for row in rows[1:] for text in re.findall("`([^`]+)`", row[1])}
     return texts - OF_KUBERNETES - OF_OTHER_TESTS
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were():
+    """A server sends its logs to the stderr of its process for good: here that is a test's own, and soon closed."""
+    loggers = [logging.getLogger(name) for name in (*LOGGERS, AUDIT)]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture
