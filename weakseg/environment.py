@@ -37,7 +37,7 @@ def describe(seed: int | None = None) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: found for name in PACKAGES if (found := package_version(name)) is not None},
         "machine": machine(),
     }
 
@@ -64,7 +64,7 @@ def git_commit() -> str | None:
     return commit + ("-dirty" if _output(["git", "-C", str(root), "status", "--porcelain", "-uno"]) else "")
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from serve.doctor.finding import Finding, failed, ok
+from weakseg.environment import package_version
 from weakseg.version import __version__
 
 NEEDED = (  # a server imports nothing that can be missing beyond these
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 def packages() -> Finding:
     """Whether a server can be imported: generated code refuses runtimes that are older than it."""
     versions = [f"weakseg {__version__}", f"Python {platform.python_version()}"]
-    versions += [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    versions += [f"{name} {found}" for name in PACKAGES if (found := package_version(name))]
     try:
         for module in NEEDED:
             import_module(module)
@@ -77,10 +77,3 @@ def _wrapped(said: str, begin: str, columns: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

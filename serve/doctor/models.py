@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from serve.doctor.finding import Finding, failed, ok, warning
@@ -14,7 +13,7 @@ from serve.repository import BundleFolder, find_bundles, find_labels, missing_ve
 from serve.server import loader
 from serve.settings import ServeConfig
 from weakseg.bundle import read_signature
-from weakseg.environment import gpus
+from weakseg.environment import gpus, package_version
 from weakseg.errors import WeaksegError
 from weakseg.runners.tensorrt import load_library
 
@@ -49,8 +48,8 @@ def runtime(config: ServeConfig) -> Finding:
     except WeaksegError as error:
         return failed("runtime", f"{name} cannot be imported", str(error))
     if name != "onnxruntime":
-        return ok("runtime", f"{name} {_version(name) or 'is not installed'}")
-    installed = {package: _version(package) for package in ("onnxruntime", "onnxruntime-gpu")}
+        return ok("runtime", f"{name} {package_version(name) or 'is not installed'}")
+    installed = {package: package_version(package) for package in ("onnxruntime", "onnxruntime-gpu")}
     if not any(installed.values()):
         return failed("runtime", "onnxruntime is not installed", "pip install 'weakseg[serve]', or [gpu] for NVIDIA's")
     import onnxruntime
@@ -98,13 +97,6 @@ def _bundle(config: ServeConfig, folder: BundleFolder, stack: ExitStack) -> Find
 
 def _unchecked(folder: Path) -> str:
     return "no signature" if read_signature(folder) is None else "a signature that no public_key checks"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _cuda_driver() -> tuple[int, int]:

@@ -21,6 +21,7 @@ from weakseg.errors import ConfigError
 
 SOON_DAYS = 14
 LIVEZ_TIMEOUT_S = 2.0
+HIDE = "chmod o-r; of a Secret's volume defaultMode: 0440, with fsGroup in the pod's securityContext"
 
 
 def ports(config: ServeConfig) -> Iterator[Finding]:
@@ -89,8 +90,7 @@ def certificates(config: ServeConfig) -> Iterator[Finding]:
         return
     yield _leaf(files)
     if _mode(files.key) & stat.S_IROTH:
-        todo = "chmod o-r; of a Secret's volume defaultMode: 0440, with fsGroup in the pod's securityContext"
-        yield warning("certificate's key", f"{files.key} can be read by every user", todo)
+        yield warning("certificate's key", f"{files.key} can be read by every user", HIDE)
     if files.client_ca is not None:
         yield _authorities(files.client_ca)
 
@@ -142,8 +142,7 @@ def tokens(config: ServeConfig) -> Finding:
         return failed("tokens", str(error), "see docs/security.md for what the file looks like")
     found = f"{len(callers)} callers: {', '.join(caller.name for caller in callers)}"
     if _mode(config.tokens) & stat.S_IROTH:
-        todo = "chmod o-r; of a Secret's volume defaultMode: 0440, with fsGroup in the pod's securityContext"
-        return warning("tokens", f"{found}; {config.tokens} can be read by every user", todo)
+        return warning("tokens", f"{found}; {config.tokens} can be read by every user", HIDE)
     return ok("tokens", found)
 
 
