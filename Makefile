@@ -165,7 +165,7 @@ $(PEERS): Makefile
 	@touch $@
 
 bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe, Ray Serve (docs/benchmarks.md); needs Java, h2load; hours
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers --pictures docs/images
 	$(BIN)/python -m benchmarks.peers.stages
 	$(BIN)/python -m benchmarks.peers.second_client
 
@@ -173,7 +173,7 @@ bench-cluster: $(STAMP)  ## servers in network namespaces: update, scaling, cert
 	$(BIN)/python -m benchmarks.cluster
 
 bench-autoscaling: $(STAMP)  ## deploy's autoscaler simulated on a measured server: objectives, pods, sizes
-	$(BIN)/python -m benchmarks.autoscaling
+	$(BIN)/python -m benchmarks.autoscaling --picture docs/images/autoscaling.svg
 
 bench-saliency: $(STAMP)  ## how well estimated saliency ranks the pixels of objects, on data/synthetic
 	$(BIN)/python -m benchmarks.saliency synthetic --estimators centre contrast

@@ -28,12 +28,12 @@ from weakseg.text import table
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "deploy/kustomize/components/hpa/hpa.yaml"
 SETTINGS = ROOT / "deploy/kustomize/base/settings.env"
-PICTURE = ROOT / "docs/images/autoscaling.svg"
 
 SCRAPE_S, WINDOW_S = 15.0, 30.0  # of Prometheus, and of the average that the HPA is given
 RETRY_S = 0.25  # of QUEUE_FULL, serve/interceptors.py
 GOALS = {"refused": 0.005, "late": 0.01, "waited": 0.05}  # shares, as deploy/monitoring/rules.yaml has them
 LATE_S, WAITED_S = 2.5, 0.5
+UTILISATION = 0.7  # of what a pod can do: what is above it makes requests wait, and is there for a pod that is lost
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--start-s", type=float, default=Cluster.start_s, help="of a new pod; default %(default)g")
     parser.add_argument("--age-s", type=float, help="of connections; default: that of deploy; 0 = behind a proxy")
     parser.add_argument("--sweep", action="store_true", help="also with other targets and ages; minutes")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--picture", type=Path, help="SVG to write")
     args = parser.parse_args(argv)
     server = Server() if args.lines is None else server_from_lines(args.lines)
     age_s = age_from_settings(SETTINGS) if args.age_s is None else args.age_s
@@ -276,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sweep:
         print(sweep(hpa, cluster, chosen))
     print(sizing(server, settings_number(SETTINGS, "WEAKSEG_IMAGE_MEMORY_MIB", 1024)))
-    args.picture.write_text(picture(chosen, outcomes, server))
+    if args.picture:
+        args.picture.write_text(picture(chosen, outcomes, server))
 
 
 def targets_text(hpa: Hpa) -> str:
@@ -310,9 +311,6 @@ def sweep(hpa: Hpa, cluster: Cluster, chosen: Sequence[Load]) -> str:
             kept = ", ".join(load.name for load, one in zip(chosen, results, strict=True) if one.kept) or "none"
             rows.append([f"{inflight:g}", f"{queue:g}", f"{age_s:g}", kept, *cells])
     return table(head, rows)
-
-
-UTILISATION = 0.7  # of what a pod can do: what is above it makes requests wait, and is there for a pod that is lost
 
 
 def sizing(server: Server, image_memory_mib: int) -> str:

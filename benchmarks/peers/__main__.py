@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--callers", nargs="+", type=int, default=list(CALLERS))
     parser.add_argument("--out", type=Path, default=Path("runs/bench-peers"))
-    parser.add_argument("--pictures", type=Path, default=Path("docs/images"), help="where to draw")
+    parser.add_argument("--pictures", type=Path, help="folder to draw into")
     args = parser.parse_args(argv)
     peers = [PEERS[name] for name in args.peers]
     if missing := [str(peer.python) for peer in peers if not peer.python.is_file()]:

@@ -19,8 +19,8 @@ GOALS = {"vs_best": 1.0, "vs_bare": 0.95, "gRPC": 1.5, "HTTP": 1.0}
 Result = dict[str, Any]
 
 
-def report(folder: Path, pictures: Path) -> None:
-    """folder: where the rounds are. pictures: where to draw; what was not measured is left out of all."""
+def report(folder: Path, pictures: Path | None) -> None:
+    """folder: where the rounds are. pictures: where to draw, if at all; what was not measured is left out."""
     found = {model: results(folder / model) for model in (INFER, *PATHS)}
     ours_and_peers(found[INFER], [*folder.glob(f"{INFER}/round-*/bare.json")])
     for model in PATHS:
@@ -28,6 +28,8 @@ def report(folder: Path, pictures: Path) -> None:
     for model, measured in found.items():
         if measured:
             print(f"\n{model}\n\n{table(measured)}")
+    if pictures is None:
+        return
     for name, charts in drawn(found).items():
         if charts:
             pictures.mkdir(parents=True, exist_ok=True)
