@@ -17,6 +17,12 @@ def v2(folder: str, limit: object, usage: int) -> dict[str, str]:
     return {f"{base}/memory.max": f"{limit}\n", f"{base}/memory.current": f"{usage}\n"}
 
 
+def write(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("files", "gib"),
     [
@@ -39,9 +45,7 @@ def v2(folder: str, limit: object, usage: int) -> dict[str, str]:
     ],
 )
 def test_the_tightest_limit_counts(tmp_path, files, gib):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write(tmp_path, files)
     assert available_bytes(tmp_path) == (None if gib is None else gib * GIB)
 
 
@@ -57,9 +61,7 @@ def test_the_tightest_limit_counts(tmp_path, files, gib):
     ],
 )
 def test_the_limit_is_what_the_process_may_take_whatever_is_taken(tmp_path, files, gib):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write(tmp_path, files)
     assert limit_bytes(tmp_path) == (None if gib is None else gib * GIB)
 
 

@@ -13,9 +13,9 @@ import yaml
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 KUSTOMIZE = DEPLOY / "kustomize"
-OVERLAYS = sorted(folder.name for folder in (KUSTOMIZE / "overlays").iterdir())
+OVERLAYS = sorted(f"overlays/{folder.name}" for folder in (KUSTOMIZE / "overlays").iterdir())
 COMPONENTS = ("hpa", "keda", "monitoring", "networkpolicy", "gateway", "mtls")
-OTHERS = ("jobs/storage", "jobs/pseudo-label", "jobs/train", "../ray")
+PATHS = [*OVERLAYS, "jobs/storage", "jobs/pseudo-label", "jobs/train", "../ray"]  # all that is applied
 TLS = "gateway/tls"
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None,

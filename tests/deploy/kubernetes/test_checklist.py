@@ -14,8 +14,8 @@ from tests.deploy.kubernetes.manifests import (
     COMPONENTS,
     DEPLOY,
     KUSTOMIZE,
-    OTHERS,
     OVERLAYS,
+    PATHS,
     combined,
     container,
     containers,
@@ -28,8 +28,6 @@ from tests.deploy.kubernetes.manifests import (
 )
 
 pytestmark = needs_kubectl
-PATHS = [*(f"overlays/{name}" for name in OVERLAYS), *OTHERS]
-SERVERS = [f"overlays/{name}" for name in OVERLAYS]
 RELEASED = [path for path in PATHS if path not in ("overlays/dev", "jobs/storage")]
 
 
@@ -129,14 +127,14 @@ def test_models_are_fetched_verified_and_then_read_only(path):
 # The server
 
 
-@pytest.mark.parametrize("path", [path for path in SERVERS if path != "overlays/gpu"])
+@pytest.mark.parametrize("path", [path for path in OVERLAYS if path != "overlays/gpu"])
 def test_no_server_goes_before_the_next_has_come(path):
     spec = one(rendered(path), "Deployment")["spec"]
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     assert spec["minReadySeconds"] == 5
 
 
-@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("path", OVERLAYS)
 def test_servers_are_spread_and_not_all_drained_at_once(path):
     deployment = one(rendered(path), "Deployment")
     labels = deployment["spec"]["selector"]["matchLabels"]
@@ -147,7 +145,7 @@ def test_servers_are_spread_and_not_all_drained_at_once(path):
     assert budget["maxUnavailable"] == 1 and budget["selector"]["matchLabels"] == labels
 
 
-@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("path", OVERLAYS)
 def test_probes(path):
     server = container(rendered(path), "server")
     startup, liveness, readiness = (server[f"{name}Probe"] for name in ("startup", "liveness", "readiness"))
@@ -159,7 +157,7 @@ def test_probes(path):
     )  # 1 is the default, and too short
 
 
-@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("path", OVERLAYS)
 def test_there_is_time_to_drain(path):
     told = settings(rendered(path))
     before = container(rendered(path), "server")["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -167,7 +165,7 @@ def test_there_is_time_to_drain(path):
     assert pod(rendered(path))["terminationGracePeriodSeconds"] >= needed
 
 
-@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("path", OVERLAYS)
 def test_services_for_clients_that_balance_and_for_meshes(path):
     labels = one(rendered(path), "Deployment")["spec"]["selector"]["matchLabels"]
     plain, headless = sorted(of_kind(rendered(path), "Service"), key=lambda each: "clusterIP" in each["spec"])
@@ -264,7 +262,7 @@ def test_bulk_servers_go_to_zero_and_jobs_bring_them_back():
 def test_monitoring_finds_the_metrics_port_of_every_server(with_component):
     found = with_component("monitoring")
     spec = one(found, "PodMonitor")["spec"]
-    for path in SERVERS:
+    for path in OVERLAYS:
         template = one(rendered(path), "Deployment")["spec"]["template"]
         assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     (endpoint,) = spec["podMetricsEndpoints"]

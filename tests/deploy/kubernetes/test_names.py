@@ -11,8 +11,8 @@ from serve.metrics import Metrics
 from serve.settings import PREFIX, ServeConfig, read_config
 from tests.deploy.kubernetes.manifests import (
     KUSTOMIZE,
-    OTHERS,
     OVERLAYS,
+    PATHS,
     ROOT,
     combined,
     containers,
@@ -37,12 +37,12 @@ def everything(tmp_path_factory):
     folders = [tmp_path_factory.mktemp("all") for _ in range(2)]
     found = combined(["hpa", "monitoring", "networkpolicy", "gateway", "mtls", "gateway/tls"], folders[0])
     found = found + combined(["keda"], folders[1])
-    for path in (*(f"overlays/{name}" for name in OVERLAYS), *OTHERS):
+    for path in PATHS:
         found = found + rendered(path)
     return found
 
 
-@pytest.mark.parametrize("path", ["base", *(f"overlays/{name}" for name in OVERLAYS)])
+@pytest.mark.parametrize("path", ["base", *OVERLAYS])
 def test_the_server_takes_the_settings(path, monkeypatch):
     for key, value in settings(rendered(path)).items():
         monkeypatch.setenv(key, value)

@@ -9,16 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.deploy.kubernetes.manifests import (
-    COMPONENTS,
-    OTHERS,
-    OVERLAYS,
-    TLS,
-    combined,
-    needs_kubectl,
-    pod_templates,
-    rendered,
-)
+from tests.deploy.kubernetes.manifests import COMPONENTS, PATHS, TLS, combined, needs_kubectl, pod_templates, rendered
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="the schemas of Kubernetes: pip install 'weakseg[manifests]'"
@@ -59,7 +50,7 @@ def check_by_kubernetes(each):
         kubernetes_validate.validate(json.loads(each), version, strict=True)
 
 
-@pytest.mark.parametrize("path", [*(f"overlays/{name}" for name in OVERLAYS), *OTHERS])
+@pytest.mark.parametrize("path", PATHS)
 def test_each_overlay_and_job(path):
     check(rendered(path))
 
