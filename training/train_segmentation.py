@@ -61,21 +61,21 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     for n in range(1, recipe.train_seg.rounds):
         earlier = folder / stage / f"round-{n}"
         if not (earlier / "segmentation.pt").is_file():
-            n_images += _train(recipe, folder, dataset, labels, earlier, progress)["n_images"]
+            n_images += _train(recipe, folder, dataset, labels, earlier, progress).get("n_images", 0)
         distributed.wait()
         sure = recipe.train_seg.sure
         n_images += self_training.relabel(recipe, earlier / "segmentation.pt", uncorrected, sure, progress)
         labels = Corrected(PseudoMasks(earlier, dataset.split, self_training.FOLDER), folder / stage, corrected)
         check_labelled(labels, dataset, progress, advice=f"lower train_seg.sure, {sure}")
     summary = _train(recipe, folder, dataset, labels, folder / stage, progress)
-    summary |= {"n_images": n_images + summary["n_images"]}
+    summary |= {"n_images": n_images + summary.get("n_images", 0)}
     return summary if record is None else summary | {"corrections": record}
 
 
 def _train(
     recipe: Recipe, folder: Path, dataset: Dataset, labels: LabelSource, into: Path, progress: Progress
 ) -> dict[str, Any]:
-    """One round, from the start weights."""
+    """One round, from the start weights. Returns: what `fit` has to say, which is nothing but in the first process."""
     seed_torch(recipe.seed, 0)
     config = recipe.train_seg
     assert config is not None

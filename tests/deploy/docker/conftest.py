@@ -94,11 +94,11 @@ def images(tmp_path_factory):
 def specification():
     """A function: an image to the config of an OCI runtime, as Kubernetes makes it.
 
-    args: instead of those of the image. mounts: {folder here: (folder inside, "ro" or "rw")}.
+    args, cwd: instead of those of the image. mounts: {folder here: (folder inside, "ro" or "rw")}.
     read_only: whether its root is, beside the emptyDir at /tmp. network: a namespace by its path; the host's.
     """
 
-    def specification(image, *, args=None, environment=(), mounts=None, read_only=True, network=None):
+    def specification(image, *, args=None, cwd=None, environment=(), mounts=None, read_only=True, network=None):
         strict = ["nosuid", "nodev"]
         tmpfs = ["mode=1777", *strict]
         namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]
@@ -114,7 +114,7 @@ def specification():
                 "user": dict(zip(("uid", "gid"), map(int, image.config["User"].split(":")), strict=True)),
                 "args": args or image.config["Entrypoint"] + image.config["Cmd"],
                 "env": [*image.config["Env"], *environment],
-                "cwd": image.config["WorkingDir"],
+                "cwd": cwd or image.config["WorkingDir"],
                 "capabilities": {},
                 "noNewPrivileges": True,
             },
@@ -130,6 +130,30 @@ def specification():
         }
 
     return specification
+
+
+@pytest.fixture
+def run(specification, tmp_path):
+    """A function that starts a container of an image with a name, `args` and what `specification` takes.
+
+    Returns: its id, process and log. All of them go in the end.
+    """
+    started = []
+
+    def run(image, name, args, **options):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(specification(image, args=args, **options)))
+        id_, log = f"weakseg-{image.name}-{os.getpid()}-{name}", folder / "log.txt"
+        with open(log, "w") as opened:
+            process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=opened, stderr=opened)
+        started.append(SimpleNamespace(id=id_, log=log, process=process))
+        return started[-1]
+
+    yield run
+    for one in started:
+        subprocess.run(["runc", "delete", "--force", one.id], capture_output=True, check=False)
+        one.process.wait()
 
 
 def output(command, **options):

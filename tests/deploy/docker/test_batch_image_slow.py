@@ -3,14 +3,13 @@
 Head and worker are started by the command lines that KubeRay makes; KubeRay is not here. Needs root, 10 GB of disk.
 """
 
-import json
 import os
 import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,26 +63,9 @@ def hosts():
 
 
 @pytest.fixture
-def run(image, data, specification, tmp_path):
-    """A function that starts a container of the image on `data` and the toy bundle; they go in the end."""
-    started = []
-
-    def run(name, args, **options):
-        folder = tmp_path / name
-        folder.mkdir()
-        mounts = {data: ("/data", "rw"), BUNDLE: ("/models", "ro")}
-        (folder / "config.json").write_text(json.dumps(specification(image, args=args, mounts=mounts, **options)))
-        id_ = f"weakseg-batch-{os.getpid()}-{name}"
-        log = folder / "log.txt"
-        with open(log, "w") as opened:
-            process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=opened, stderr=opened)
-        started.append(SimpleNamespace(id=id_, log=log, process=process))
-        return started[-1]
-
-    yield run
-    for one in started:
-        subprocess.run(["runc", "delete", "--force", one.id], capture_output=True, check=False)
-        one.process.wait()
+def start(run, image, data):
+    """A function that starts a container of the image on `data` and the toy bundle."""
+    return partial(run, image, mounts={data: ("/data", "rw"), BUNDLE: ("/models", "ro")})
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +76,14 @@ def expected(data):
     return masks(data / "here")
 
 
-def test_alone_with_a_root_that_is_read_only(run, data, expected):
+def test_alone_with_a_root_that_is_read_only(start, data, expected):
     args = ["weakseg", "pseudo-label", "--input", "/data/images", "--output", "/data/alone", "--bundle", "/models"]
-    container = run("alone", args)
+    container = start("alone", args)
     assert container.process.wait(timeout=JOB_TIMEOUT_S) == 0, container.log.read_text()
     assert masks(data / "alone") == expected
 
 
-def test_the_rayjob_to_its_end(run, data, expected, hosts):
+def test_the_rayjob_to_its_end(start, data, expected, hosts):
     """Its entrypoint on its cluster: with a token, which who has none is refused for."""
     job = yaml.safe_load((ROOT / "deploy" / "ray" / "rayjob.yaml").read_text())["spec"]
     token = ["RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=0123456789abcdef0123456789abcdef"]
@@ -110,18 +92,18 @@ def test_the_rayjob_to_its_end(run, data, expected, hosts):
     common = "--block --dashboard-agent-listen-port=52365 --metrics-export-port=8080"
     parameters = job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].items()
     common_head = " ".join([common, *(f"--{key}={value}" for key, value in parameters)])
-    start = f"ulimit -n 65536; ray start --head {common_head} --dashboard-host=0.0.0.0 --node-ip-address={HEAD}"
-    head = run("head", ["/bin/bash", "-c", "--", start], network=hosts[0], **cluster)
+    command = f"ulimit -n 65536; ray start --head {common_head} --dashboard-host=0.0.0.0 --node-ip-address={HEAD}"
+    head = start("head", ["/bin/bash", "-c", "--", command], network=hosts[0], **cluster)
     wait_for(lambda: "Ray runtime started" in head.log.read_text(), head)
-    start = f"ulimit -n 65536; ray start --address={HEAD}:6379 {common} --node-ip-address={WORKER} --num-cpus=2"
-    worker = run("worker", ["/bin/bash", "-c", "--", start], network=hosts[1], **cluster)
+    command = f"ulimit -n 65536; ray start --address={HEAD}:6379 {common} --node-ip-address={WORKER} --num-cpus=2"
+    worker = start("worker", ["/bin/bash", "-c", "--", command], network=hosts[1], **cluster)
     wait_for(lambda: "Ray runtime started" in worker.log.read_text(), worker)
 
     submit = ["ray", "job", "submit", "--address", f"http://{HEAD}:8265", "--", *shlex.split(job["entrypoint"])]
-    stranger = run("stranger", submit, network=hosts[1], read_only=False)
+    stranger = start("stranger", submit, network=hosts[1], read_only=False)
     assert stranger.process.wait(timeout=START_TIMEOUT_S) != 0
     assert not (data / "masks").exists()
-    submitted = run("submit", submit, network=hosts[1], **cluster)
+    submitted = start("submit", submit, network=hosts[1], **cluster)
     assert submitted.process.wait(timeout=JOB_TIMEOUT_S) == 0, submitted.log.read_text()
     assert "succeeded" in submitted.log.read_text()
     assert masks(data / "masks") == expected
