@@ -91,12 +91,15 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def specification():
+def specification(tmp_path_factory):
     """A function: an image to the config of an OCI runtime, as Kubernetes makes it.
 
     args, cwd: instead of those of the image. mounts: {folder here: (folder inside, "ro" or "rw")}.
     read_only: whether its root is, beside the emptyDir at /tmp. network: a namespace by its path; the host's.
     """
+
+    hosts = tmp_path_factory.mktemp("etc") / "hosts"  # Kubernetes and Docker write one, images have none
+    hosts.write_text("127.0.0.1 localhost\n")
 
     def specification(image, *, args=None, cwd=None, environment=(), mounts=None, read_only=True, network=None):
         strict = ["nosuid", "nodev"]
@@ -106,7 +109,7 @@ def specification():
             namespaces.append({"type": "network", "path": network})
         bound = [
             {"destination": inside, "type": "bind", "source": str(here), "options": ["bind", mode, *strict]}
-            for here, (inside, mode) in (mounts or {}).items()
+            for here, (inside, mode) in {hosts: ("/etc/hosts", "ro"), **(mounts or {})}.items()
         ]
         return {
             "ociVersion": "1.0.0",
