@@ -38,8 +38,10 @@ FOLDER = "seeds"  # in the folder of the stage
 LABELS = "labels"  # in that
 
 
-def shared_out(optim: OptimConfig, share: float) -> tuple[OptimConfig, OptimConfig]:
+def shared_out(optim: OptimConfig, share: float, lr_scale: float = 1.0) -> tuple[OptimConfig, OptimConfig]:
     """The budget in two: `share` of its epochs for the classifier that makes seeds, the rest for who learns from them.
+
+    The rest has `lr_scale` of the learning rate.
 
     Raises:
         ConfigError: one of them gets no epoch.
@@ -50,7 +52,7 @@ def shared_out(optim: OptimConfig, share: float) -> tuple[OptimConfig, OptimConf
             f"expected seeds_share to leave an epoch for the classifier that makes seeds and one for the method, got "
             f"{share:g} of {optim.epochs} epochs: raise train.optim.epochs or choose a share nearer to 0.5"
         )
-    return replace(optim, epochs=epochs), replace(optim, epochs=optim.epochs - epochs)
+    return replace(optim, epochs=epochs), replace(optim, epochs=optim.epochs - epochs, lr=lr_scale * optim.lr)
 
 
 def make_seed_maps(recipe: Recipe, dataset: Dataset, folder: Path, optim: OptimConfig, progress: Progress) -> None:

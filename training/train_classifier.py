@@ -18,15 +18,19 @@ from training.device import pick_device
 from training.graphs import ClassifierGraph
 from training.loop import fit
 from training.models import build_backbone, save_model
+from training.models.backbone import Backbone
 from training.models.layers import CANVAS
 from training.randomness import seed_torch
 from weakseg.cam import normalise, upsample
 from weakseg.datasets import Dataset, read
+from weakseg.errors import TrainingError
 from weakseg.image import read_image
 from weakseg.progress import Progress
-from weakseg.recipe import Recipe
+from weakseg.recipe import OptimConfig, Recipe
 
 N_PICTURES = 4
+SAME = 1e-3  # spread of a feature over an image, as a share of the largest feature, below which it tells places nothing
+ALIVE = 0.01  # share of features that tell places apart: trained networks have 0.1 to 0.4, one that has died none
 
 
 def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict[str, Any]:
@@ -77,8 +81,12 @@ def check_maps(model: nn.Module, recipe: Recipe) -> None:
 
 
 def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict[str, Tensor]]:
-    """A function from model to TensorBoard pictures: image and heatmap of the first tag, side by side."""
+    """A function from model to TensorBoard pictures: image and heatmap of the first tag, side by side.
+
+    It raises TrainingError for a model that `check_alive` finds dead.
+    """
     chosen = [sample for sample in dataset if sample.tags][:N_PICTURES]
+    optim = recipe.train.optim
     size = recipe.train.optim.crop_px
     loaded = [(s.id, s.tags[0], resize_long_side(read_image(s.image), None, size)[0]) for s in chosen]
 
@@ -88,6 +96,7 @@ def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict
         device = next(model.parameters()).device
         try:
             with torch.no_grad():
+                check_alive(model, [image for _, _, image in loaded], optim)
                 return {
                     f"cam/{sample_id} {dataset.classes.names[c]}": _side_by_side(graph, image, c, device)
                     for sample_id, c, image in loaded
@@ -96,6 +105,31 @@ def cam_pictures(dataset: Dataset, recipe: Recipe) -> Callable[[nn.Module], dict
             model.train(was_training)
 
     return pictures
+
+
+def check_alive(model: nn.Module, images: list[np.ndarray[Any, Any]], optim: OptimConfig) -> None:
+    """Steps that were too large leave a network whose features are the same all over an image: it has no maps any more.
+
+    Its loss is finite, that of tags that come as often as they do, so nothing else tells.
+
+    Args:
+        model: in evaluation mode. images: (H, W, 3) uint8 each.
+    Raises:
+        TrainingError: fewer than ALIVE of the features differ between the places of any image.
+    """
+    device, alive = next(model.parameters()).device, []
+    if not isinstance(model.backbone, Backbone):  # a transformer's have no part that is cut off at 0
+        return
+    for image in images:
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        features = model.backbone(x)[-1][0].flatten(1).float()
+        alive.append(features.std(dim=1) > SAME * features.abs().max())
+    if alive and float(torch.stack(alive).any(dim=0).float().mean()) < ALIVE:
+        raise TrainingError(
+            f"the network has died: its features are the same all over an image, so that no map can be. Lower "
+            f"train.optim.lr (it is {optim.lr:g}) or train.optim.new_lr_scale ({optim.new_lr_scale:g}), raise "
+            f"train.optim.warmup_steps ({optim.warmup_steps}), and train anew (--from train)"
+        )
 
 
 def _side_by_side(graph: nn.Module, image: np.ndarray[Any, Any], c: int, device: torch.device) -> Tensor:

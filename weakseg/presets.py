@@ -59,8 +59,26 @@ def _class_tokens(recipe: Recipe) -> Recipe:
     return replace(recipe, cam=replace(recipe.cam, method="attention"))
 
 
+def _seeds(section: str) -> Callable[[Recipe], Recipe]:
+    """A network from scratch has no weights that the learning rate could cost it."""
+
+    def preset(recipe: Recipe) -> Recipe:
+        if recipe.backbone.weights is not None:
+            return recipe
+        config = replace(getattr(recipe.train, section), lr_scale=1.0)
+        return replace(recipe, train=replace(recipe.train, **{section: config}))
+
+    return preset
+
+
 # What a training method wants of a recipe beside its name.
-_METHODS: Mapping[str, Callable[[Recipe], Recipe]] = {"seam": _seam, "class_tokens": _class_tokens}
+_METHODS: Mapping[str, Callable[[Recipe], Recipe]] = {
+    "seam": _seam,
+    "class_tokens": _class_tokens,
+    "sec": _seeds("sec"),
+    "dsrg": _seeds("dsrg"),
+    "guided": _seeds("guided"),
+}
 
 
 def with_method(recipe: Recipe, method: str) -> Recipe:

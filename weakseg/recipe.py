@@ -188,6 +188,7 @@ class GuidedConfig:
     salient: float = 0.5  # from which on a pixel is
     smallest: float = 0.01  # share of the image; smaller salient parts are dropped
     seeds_share: float = 0.5  # of the epochs, for the classifier that makes the seeds
+    lr_scale: float = 0.1  # of the learning rate, while it learns from seeds: at all of it ImageNet's weights are lost
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
 
@@ -202,6 +203,7 @@ class SecConfig:
     expand: float = 1.0
     constrain: float = 1.0
     seeds_share: float = 0.5  # of the epochs, for the classifier that makes the seeds
+    lr_scale: float = 0.1  # of the learning rate, while it learns from seeds: at all of it ImageNet's weights are lost
     saliency: SaliencyConfig = field(default_factory=SaliencyConfig)
 
 

@@ -38,7 +38,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
-    return shared_out(config.optim, config.dsrg.seeds_share)[1]
+    return shared_out(config.optim, config.dsrg.seeds_share, config.dsrg.lr_scale)[1]
 
 
 def losses_of(config: TrainConfig) -> Losses:
@@ -51,7 +51,7 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: DsrgConfig) -
     scores = model(batch.images).scores
     labels, real = sec.on_cells(batch.labels, (scores.shape[2], scores.shape[3]))
     p, q = sec.floored(scores.softmax(dim=1)), sec.sharpened(batch.images, scores, real)
-    parts = {"seed": sec.balanced_seed(p, grow(labels, q, batch.tags, config))}
+    parts = {"seed": sec.balanced_seed(scores.log_softmax(dim=1), grow(labels, q, batch.tags, config))}
     if config.expand > 0:
         parts["expand"] = config.expand * sec.expand(p, batch.tags, real, config.expand_decay, config.background_decay)
     if config.constrain > 0:

@@ -54,7 +54,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
-    return shared_out(config.optim, config.sec.seeds_share)[1]
+    return shared_out(config.optim, config.sec.seeds_share, config.sec.lr_scale)[1]
 
 
 def losses_of(config: TrainConfig) -> Losses:
@@ -67,7 +67,7 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SecConfig) ->
     scores = model(batch.images).scores
     labels, real = on_cells(batch.labels, (scores.shape[2], scores.shape[3]))
     p = floored(scores.softmax(dim=1))
-    parts = {"seed": balanced_seed(p, labels)}
+    parts = {"seed": balanced_seed(scores.log_softmax(dim=1), labels)}
     if config.expand > 0:
         parts["expand"] = config.expand * expand(p, batch.tags, real, config.expand_decay, config.background_decay)
     if config.constrain > 0:
@@ -78,6 +78,8 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SecConfig) ->
 def check(config: SecConfig, section: str) -> None:
     """Raises ConfigError when a setting is none that seeds and losses can be made with."""
     decays = config.expand_decay, config.background_decay
+    if not config.lr_scale > 0:
+        raise ConfigError(f"train.{section}.lr_scale must be above 0, got {config.lr_scale:g}: 0.1 is the default")
     if not (0 < config.seed <= 1 and 0 <= config.background < 1 and 0 <= min(decays) <= max(decays) <= 1):
         raise ConfigError(
             f"train.{section}: expected seed in (0, 1], background in [0, 1) and decays in [0, 1], got seed "
@@ -102,17 +104,18 @@ def floored(probabilities: Tensor) -> Tensor:
     return (probabilities + FLOOR) / (1 + probabilities.shape[1] * FLOOR)
 
 
-def balanced_seed(p: Tensor, labels: Tensor) -> Tensor:
+def balanced_seed(log_p: Tensor, labels: Tensor) -> Tensor:
     """-mean_n [ mean over its seeds of background of log p + mean over its seeds of objects of log p ].
 
     The authors have one mean over all seeds. Balanced as in DSRG, Huang et al., CVPR 2018: seeds of background are
-    more than those of a small object.
+    more than those of a small object. Nor is p `floored`, as theirs is: a network that is sure of background where it
+    is wrong would have no gradient there, and stay so (DSRG did, on photographs, after ten steps).
 
     Args:
-        p: (B, K, h, w) in (0, 1). labels: (B, h, w) int64, 0 to K - 1 where there is a seed, else any other value.
+        log_p: (B, K, h, w) <= 0. labels: (B, h, w) int64, 0 to K - 1 where there is a seed, else any other value.
     """
-    seeds = (labels >= 0) & (labels < p.shape[1])
-    log = p.log().gather(1, (labels * seeds)[:, None])[:, 0]
+    seeds = (labels >= 0) & (labels < log_p.shape[1])
+    log = log_p.gather(1, (labels * seeds)[:, None])[:, 0]
 
     def mean(where: Tensor) -> Tensor:
         return (log * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2)).clamp(min=1)

@@ -189,5 +189,5 @@ def test_settings_that_cannot_be_used_are_refused() -> None:
 
 def test_network_and_budget_are_those_of_sec() -> None:
     config = TrainConfig(optim=OptimConfig(epochs=10), dsrg=DsrgConfig(seeds_share=0.2))
-    assert dsrg.optim_of(config) == replace(config.optim, epochs=8)
+    assert dsrg.optim_of(config) == replace(config.optim, epochs=8, lr=0.1 * config.optim.lr)
     assert dsrg.NETWORK is PixelClassifier

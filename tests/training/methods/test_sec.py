@@ -179,6 +179,7 @@ def test_the_surest_scores_have_a_loss() -> None:
 
 def test_seeds_of_background_and_objects_weigh_the_same() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]]).T.reshape(1, 3, 2, 2)
+    p = p.log()
     labels = torch.tensor([[[0, 1], [2, 0]]])
     background, objects = (math.log(0.5) + math.log(0.6)) / 2, (math.log(0.7) + math.log(0.8)) / 2
     assert float(balanced_seed(p, labels)) == pytest.approx(-background - objects)
@@ -191,10 +192,16 @@ def test_seeds_of_background_and_objects_weigh_the_same() -> None:
 
 @pytest.mark.parametrize("value", [UNLABELLED, 3, 255])
 def test_without_seeds_there_is_nothing_to_learn(value: int) -> None:
-    p = probabilities(2, 3, 4, 4).requires_grad_()
+    p = probabilities(2, 3, 4, 4).log().requires_grad_()
     loss = balanced_seed(p, torch.full((2, 4, 4), value))
     loss.backward()
     assert loss.item() == 0 and p.grad is not None and not p.grad.any()
+
+
+def test_a_network_that_is_sure_of_background_learns_from_a_seed_of_an_object() -> None:
+    scores = torch.tensor([50.0, 0.0, 0.0]).view(1, 3, 1, 1).requires_grad_()
+    balanced_seed(scores.log_softmax(dim=1), torch.tensor([[[1]]])).backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1))
 
 
 # Constrain ------------------------------------------------------------------------------------------------------------
@@ -381,4 +388,4 @@ def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, float]) -> No
 
 def test_it_has_what_the_seeds_have_left_of_the_epochs() -> None:
     config = TrainConfig(optim=OptimConfig(epochs=10), sec=SecConfig(seeds_share=0.3))
-    assert sec.optim_of(config) == replace(config.optim, epochs=7)
+    assert sec.optim_of(config) == replace(config.optim, epochs=7, lr=0.1 * config.optim.lr)
