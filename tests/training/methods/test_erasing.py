@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.onnx_from_torch import onnx_from_graphs
 from export.parity import check
-from tests.training.methods.parts import START, backbone_for, batch, model_of
+from tests.training.methods.parts import START, backbone_for, batch, learnt, model_of
 from training import cams, methods
 from training.data import Batch
 from training.graphs import ClassifierGraph, canvas_images
@@ -36,12 +36,6 @@ def moment(cycle: int, done: float = 0.99, steps: int = 3) -> Moment:
 
 def losses(model: nn.Module, data: Batch, at: Moment) -> dict[str, Tensor]:
     return erasing.losses(model, data, at, set())
-
-
-def learnt(model: nn.Module) -> nn.Module:
-    """All steps count for all classes."""
-    model.loss_weights += 1  # type: ignore[operator]
-    return model
 
 
 class Says(nn.Module):
