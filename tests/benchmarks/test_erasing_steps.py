@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.erasing_steps import OVER_ERASED, TILE, UpTo, count, rows, shown, tile
-from tests.training.methods.parts import batch, model_of
+from tests.training.methods.parts import batch, learnt, model_of
 from weakseg.scoring import Confusion
 
 
@@ -32,8 +32,7 @@ def test_what_is_counted_is_the_union_of_the_steps() -> None:
 
 
 def test_all_steps_are_the_runs_own_maps() -> None:
-    model = model_of("erasing").eval()
-    model.loss_weights += 1  # all count
+    model = learnt(model_of("erasing")).eval()
     with torch.no_grad():
         logits, maps = UpTo().maps(model, batch().images)
         out = model(batch().images)

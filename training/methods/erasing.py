@@ -7,6 +7,9 @@ from what is left. The paper trains one network after another, with images erase
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from functools import partial
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,7 @@ from weakseg.errors import ConfigError
 from weakseg.recipe import TrainConfig
 
 NETWORK = ErasingClassifier
+SHOWN = 5  # ids in a message
 LATE = 4  # exponent of how much of a cycle is done, by which losses weigh: three quarters of it are the last fourth's
 
 
@@ -48,29 +52,38 @@ def memory_settings(config: TrainConfig) -> dict[str, object]:
 
 
 def losses_of(config: TrainConfig) -> Losses:
-    return losses
+    return partial(losses, erased=set())
 
 
-def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+def losses(model: nn.Module, batch: Batch, moment: Moment, erased: set[str]) -> dict[str, Tensor]:
     """Multi-label soft margin of the step that learns, over the classes that no earlier step has lost.
 
     An image of which nothing is left teaches nothing. What is known of the step's losses goes into the model's buffers,
-    the same in all processes.
+    the same in all processes. erased: ids of the images of which nothing was left so far; those of the batch are added.
     """
     step, tags = moment.cycle, batch.tags
     images, left = model.shown(step, batch.images, tags)  # type: ignore[operator]
     if step > 0 and not bool(left.all()):
-        warnings.warn(
-            "erasing leaves no pixels of some images, from which later steps learn nothing: raise train.erasing.hot "
-            "(an image of one colour is found as a whole at any)",
-            stacklevel=2,
-        )
+        _tell(erased, compress(batch.ids, (left == 0).tolist()))
     weights = left[:, None] * model.learning(step)  # type: ignore[operator]
     logits = wide(model.members[step](images).logits)  # type: ignore[index, operator]
     noted = tags * weights * _lateness(moment, len(model.members))  # type: ignore[arg-type]
     sums = torch.stack([(F.softplus(-logits.detach()) * noted).sum(dim=0), noted.sum(dim=0)])
     model.note(step, *_mean_over_processes(sums))  # type: ignore[operator]
     return {"classification": F.binary_cross_entropy_with_logits(logits, tags.to(logits.dtype), weights)}
+
+
+def _tell(erased: set[str], ids: Iterable[str]) -> None:
+    """Add the ids; warn at the first image and whenever there are twice as many, or there would be no end of it."""
+    told = len(erased)
+    erased.update(ids)
+    if len(erased).bit_length() > told.bit_length():
+        shown = ", ".join(sorted(erased)[:SHOWN]) + (", …" if len(erased) > SHOWN else "")
+        warnings.warn(
+            f"erasing has left no pixels of crops of {len(erased)} images ({shown}), from which later steps learn "
+            "nothing: raise train.erasing.hot (an image of one colour is found as a whole at any)",
+            stacklevel=3,
+        )
 
 
 def _lateness(moment: Moment, steps: int) -> float:

@@ -19,6 +19,7 @@ EPS = 1e-5
 # Loss of a present class, -log p, that counts as the first step's where it has less: at stop 2 a class is not lost
 # while p is above 0.6, however near to 1 the first step came. A network that sees nothing of it says 0.5 or less.
 SURE = 0.25
+FILL = 0.5  # levels; nearer to the mean colour than this is what pads an image: the mean, or the nearest whole levels
 
 
 class ErasingOutput(NamedTuple):
@@ -87,13 +88,13 @@ class ErasingClassifier(nn.Module):
         for k, member in enumerate(self.members[1:], 1):
             erased.append(torch.maximum(erased[-1], self._found(maps, present * kept[k - 1], images)))
             maps = wide(member(self._filled(images, erased[-1])).cam).relu()
-            counts = kept[k] * some_left(erased[-1])[:, None]  # (B, C)
+            counts = kept[k] * self._some_left(images, erased[-1])[:, None]  # (B, C)
             steps.append(counts[:, :, None, None] * maps * (high / _largest(maps).clamp(min=LEAST)))
         stacked = torch.stack(steps, dim=1)
         return ErasingOutput(first.logits, stacked.amax(dim=1), stacked, torch.stack(erased, dim=1))
 
     def shown(self, step: int, images: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-        """What a step is to learn from: images (B, 3, H, W), and (B,) 0 where every pixel is erased; no gradient.
+        """What a step is to learn from: images (B, 3, H, W), and (B,) 0 where all of an image is erased; no gradient.
 
         The steps before it look in evaluation mode.
         """
@@ -108,7 +109,7 @@ class ErasingClassifier(nn.Module):
                     erased = torch.maximum(erased, self._found(maps, tags * kept[k], images))
         finally:
             earlier.train(self.training)
-        return self._filled(images, erased), some_left(erased)
+        return self._filled(images, erased), self._some_left(images, erased)
 
     def note(self, step: int, losses: Tensor, weights: Tensor) -> None:
         """Add to what is known of a step: (C,) weighted sums of the losses of present classes, their weights."""
@@ -140,6 +141,9 @@ class ErasingClassifier(nn.Module):
     def _filled(self, images: Tensor, erased: Tensor) -> Tensor:
         return images + (self.backbone.mean - images) * erased
 
+    def _some_left(self, images: Tensor, erased: Tensor) -> Tensor:
+        return some_left(images - self.backbone.mean, erased)
+
 
 def found(maps: Tensor, present: Tensor, hot: float, height: int, width: int) -> Tensor:
     """(B, 1, height, width): 1 where a present class's map is at least `hot` of its maximum, 0 below hot - EDGE.
@@ -155,9 +159,16 @@ def found(maps: Tensor, present: Tensor, hot: float, height: int, width: int) ->
     return ((strongest - hot) / EDGE + 1).clamp(0, 1)
 
 
-def some_left(erased: Tensor) -> Tensor:
-    """(B,) 1 for images with a pixel that is not fully erased, else 0. erased: (B, 1, H, W) in [0, 1]."""
-    return (erased.amin(dim=(1, 2, 3)) < 1).to(erased.dtype)
+def some_left(contrast: Tensor, erased: Tensor) -> Tensor:
+    """(B,) 1 for images with a pixel that is neither fully erased nor padding, or of which nothing is erased; else 0.
+
+    Args:
+        contrast: (B, 3, H, W), images less the mean colour; padding is less than FILL, or that, in all channels.
+        erased: (B, 1, H, W) in [0, 1].
+    """
+    padding = contrast.abs().amax(dim=1, keepdim=True) <= FILL
+    left = erased.masked_fill(padding, 1).amin(dim=(1, 2, 3)) < 1
+    return (left | (erased.amax(dim=(1, 2, 3)) == 0)).to(erased.dtype)
 
 
 def _largest(maps: Tensor) -> Tensor:

@@ -28,13 +28,16 @@ FOLDER = "saliency"  # in the folder of the stage
 
 @dataclass(frozen=True)
 class SaliencyMaps:
-    """(H, W) in [0, 1] of an image, from <folder>/<id>.png; None where there is no file."""
+    """(H, W) in [0, 1] of an image, from <folder>/<id>.png; None where it has no tags, or there is no file.
+
+    A file of an image without tags is not looked at: the user's may show what is no class of this data.
+    """
 
     folder: Path
 
     def __call__(self, sample: Sample) -> NDArray[np.float32] | None:
         path = saliency_path(self.folder, sample)
-        return read_map(path) if path.is_file() else None
+        return read_map(path) if sample.tags and path.is_file() else None
 
 
 def saliency_of(config: SaliencyConfig, dataset: Dataset, folder: Path, progress: Progress) -> SaliencyMaps:

@@ -10,19 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.cams.networks import photographs
-from tests.training.methods.parts import END, START, batch, losses_of, model_of, real_batch, total, with_method
+from tests.training.methods.parts import END, START, batch, learnt, losses_of, real_batch, total, with_method
+from tests.training.methods.parts import model_of as untrained
 from training import cams, loop, methods, train_classifier
 from training.data import Batch
 from training.models import load_model, save_model
 from training.randomness import seed_torch
 from weakseg import presets
 from weakseg.progress import Progress
-from weakseg.recipe import Recipe
+from weakseg.recipe import Recipe, TrainConfig
 
 every_method = pytest.mark.parametrize("name", methods.names())
 of_tags_alone = pytest.mark.parametrize(  # labels of the others are those of a dataset
     "name", [name for name in methods.names() if not hasattr(methods.get(name), "labels_of")]
 )
+
+
+def model_of(name: str, n_classes: int, config: TrainConfig | None = None) -> nn.Module:
+    return learnt(untrained(name, n_classes, config))
 
 
 @every_method

@@ -150,6 +150,24 @@ def test_in_a_batch_each_image_has_its_map_and_one_without_tags_none(recipe: Rec
     assert (tmp_path / "saliency/train/000.png").is_file()
 
 
+def test_maps_that_a_user_has_of_images_without_tags_teach_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = with_method(recipe, "eps")
+    dataset = read(recipe.data, "train")
+    batches = []
+    for value in (0.0, 1.0):
+        for sample in dataset:
+            write_map(tmp_path / f"{sample.id}.png", np.full((48, 64), 0.3 if sample.tags else value, np.float32))
+        section = replace(recipe.train.eps, saliency=SaliencyConfig(folder=str(tmp_path)))
+        batches.append(real_batch(replace(recipe, train=replace(recipe.train, eps=section)), tmp_path, n=8))
+    black, white = (losses(model_of("eps").eval(), data, START, EpsConfig()) for data in batches)
+    assert black["saliency"] > 0 and {k: v.item() for k, v in black.items()} == {k: v.item() for k, v in white.items()}
+    untagged = batches[0].tags.sum(dim=1) == 0
+    alone = batches[1]._replace(
+        images=batches[1].images[untagged], tags=batches[1].tags[untagged], labels=batches[1].labels[untagged]
+    )
+    assert untagged.sum() == 2 and losses(model_of("eps").eval(), alone, START, EpsConfig())["saliency"] == 0
+
+
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from export.onnx_from_torch import onnx_from_graphs
 from export.parity import check
-from tests.training.methods.parts import START, backbone_for, batch, model_of
+from tests.training.methods.parts import START, backbone_for, batch, learnt, model_of
 from training import cams, methods
 from training.data import Batch
-from training.graphs import ClassifierGraph
+from training.graphs import ClassifierGraph, canvas_images
 from training.losses import multilabel_soft_margin
-from training.methods.erasing import losses
+from training.methods import erasing
 from training.models import build_backbone
 from training.models.classifier import ClassifierOutput
 from training.models.erasing import LEAST, SURE, ErasingClassifier, found, some_left
@@ -33,10 +34,8 @@ def moment(cycle: int, done: float = 0.99, steps: int = 3) -> Moment:
     return Moment(0, 0, (cycle + done) / steps, cycle)
 
 
-def learnt(model: nn.Module) -> nn.Module:
-    """All steps count for all classes."""
-    model.loss_weights += 1  # type: ignore[operator]
-    return model
+def losses(model: nn.Module, data: Batch, at: Moment) -> dict[str, Tensor]:
+    return erasing.losses(model, data, at, set())
 
 
 class Says(nn.Module):
@@ -92,10 +91,13 @@ def test_a_higher_share_finds_less_and_the_order_of_classes_does_not_matter(
     torch.testing.assert_close(scaled, low, atol=1e-3, rtol=0)
 
 
-def test_nothing_left_is_every_pixel_erased() -> None:
-    erased = torch.ones(3, 1, 2, 2)
-    erased[1, 0, 1, 0], erased[2] = 0.99, 0
-    assert some_left(erased).tolist() == [0, 1, 1]
+def test_nothing_left_is_every_pixel_of_the_image_erased() -> None:
+    contrast, erased = torch.full((5, 3, 2, 2), -0.5), torch.ones(5, 1, 2, 2)
+    contrast[:4, 1, 1] = -0.6  # the upper row of all is padding
+    erased[1, 0, 1, 0], erased[2, 0, 0] = 0.99, 0
+    erased[3:] = 0
+    assert some_left(contrast, erased).tolist() == [0, 1, 0, 1, 1]
+    assert some_left(contrast[4:], erased[:1]).tolist() == [0]
 
 
 # What each step is shown ---------------------------------------------------------------------------------------------
@@ -240,16 +242,27 @@ def test_the_first_cycle_is_plain_classification() -> None:
 # Nothing left --------------------------------------------------------------------------------------------------------
 
 
-def test_an_image_of_which_nothing_is_left_is_harmless_and_told_of() -> None:
-    """A flat map is at its maximum everywhere."""
-    model = model_of("erasing", n_classes=1, config=TrainConfig(erasing=ErasingConfig(steps=2)))
-    says = Says([[[1.0, 1.0], [1.0, 1.0]]])
+def finds_the_left_half() -> ErasingClassifier:
+    """Of two steps, in training mode."""
+    model = model_of("erasing", n_classes=1, config=TrainConfig(dropout=0.0, erasing=ErasingConfig(steps=2)))
+    says = Says([[[1.0, 0.0], [1.0, 0.0]]])
     says.backbone = model.members[0].backbone
     model.members[0] = says
-    learnt(model)
-    data = batch(1, 32, [(0,), (0,)])
-    noted = model.loss_sums.clone()
-    with pytest.warns(UserWarning, match="erasing leaves no pixels of some images"):
+    return learnt(model)  # type: ignore[return-value]
+
+
+def padded(model: ErasingClassifier, ids: list[str]) -> Batch:
+    """Crops of images that are 8 pixels wide, as `crop` pads them."""
+    data = batch(1, 32, [(0,)] * len(ids))
+    data.images[:, :, :, 8:] = torch.tensor(model.backbone.mean_colour, dtype=torch.uint8)[:, None, None]
+    return data._replace(ids=ids)
+
+
+def test_an_image_of_which_nothing_is_left_is_harmless_and_told_of() -> None:
+    """All of the image is found, and what pads it is not."""
+    model = finds_the_left_half()
+    data, noted = padded(model, ["one", "other"]), model.loss_sums.clone()
+    with pytest.warns(UserWarning, match=r"no pixels of crops of 2 images \(one, other\), from which"):
         loss = losses(model, data, moment(1, steps=2))["classification"]
     loss.backward()
     assert loss == 0 and all((p.grad == 0).all() for p in model.members[1].parameters() if p.grad is not None)
@@ -257,6 +270,42 @@ def test_an_image_of_which_nothing_is_left_is_harmless_and_told_of() -> None:
     with torch.no_grad():
         out = model.eval()(data.images, data.tags)
     assert torch.equal(out.cam, out.steps[:, 0]) and (out.steps[:, 1] == 0).all()
+
+
+def test_a_crop_with_image_beside_what_is_found_teaches() -> None:
+    model = finds_the_left_half()
+    data = padded(model, ["one", "other"])
+    data.images[1, 0, 31, 31] = 255
+    with pytest.warns(UserWarning, match=r"no pixels of crops of 1 images \(one\)"):
+        loss = losses(model, data, moment(1, steps=2))["classification"]
+    shown, left = model.shown(1, data.images, data.tags)
+    assert left.tolist() == [0, 1]
+    expected = nn.functional.softplus(-model.members[1](shown[1:]).logits).sum() / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_canvas_beside_an_image_is_padding() -> None:
+    """In a graph, which pads with the mean itself."""
+    model = finds_the_left_half()
+    canvas = canvas_images(torch.full((1, 32, 8, 3), 255), model.backbone.mean, 32)
+    assert canvas.shape == (1, 3, 32, 32) and model.shown(1, canvas, torch.ones(1, 1))[1].tolist() == [0]
+
+
+def test_it_is_told_at_one_image_and_at_twice_as_many() -> None:
+    model, told = finds_the_left_half(), []
+    step = erasing.losses_of(TrainConfig())
+    for i in range(8):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):  # an image counts once
+                step(model, padded(model, [str(i)]), moment(1, steps=2))
+        told += [str(one.message).partition(")")[0] for one in caught]
+    assert [one.partition("crops of ")[2] for one in told] == [
+        "1 images (0",
+        "2 images (0, 1",
+        "4 images (0, 1, 2, 3",
+        "8 images (0, 1, 2, 3, 4, …",
+    ]
 
 
 def test_images_without_tags_are_shown_as_they_are() -> None:
@@ -314,6 +363,7 @@ class Colours(nn.Module):
 def test_an_object_of_two_parts_is_found_whole_and_then_no_more() -> None:
     """Class 0 has a red part and a green one, of which red tells it best; class 1 is in other images and not seen."""
     images = torch.full((12, 3, 32, 32), 100.0)
+    images[:, 2] = 150  # blue, which the backbone does not see: something is left of the third step's images
     images[:4, 0, :, 8:16], images[:4, 1, :, 16:24] = 255, 255
     tags = torch.zeros(12, 2)
     tags[:4, 0], tags[8:, 1] = 1, 1

@@ -132,6 +132,12 @@ def test_an_image_without_tags_needs_none(folder: Path, dataset: Dataset) -> Non
     assert not any(sample.tags for sample in dataset if maps(sample) is None)
 
 
+def test_files_of_images_without_tags_are_not_looked_at(folder: Path, dataset: Dataset) -> None:
+    (folder / "003.png").write_bytes(b"not a picture")
+    maps = of_folder(folder, dataset)
+    assert [sample.id for sample in dataset if maps(sample) is None] == ["003", "007"]
+
+
 def test_none_at_all_is_the_wrong_folder(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match=r"6 of 6 are missing \(000, 001, 002, 004, 005, …\)"):
