@@ -12,6 +12,7 @@ are the section of TrainConfig that has its name. Where it needs them, it has be
 - `optim_of(config) -> OptimConfig`: what of the budget is left for it after `labels_of`.
 - `cycles(config) -> int`: learning rates start anew that many times; `moment.cycle` counts.
 - `memory_settings(config)`: those of its settings, with values, that make a step smaller.
+- `TRANSFORMERS_ONLY = True`: its backbone is a ViT or DeiT; `weakseg compare` reads that without importing the file.
 - `LEAST_IMAGES`: of a step, in each process; an addition has it too.
 
 An addition has `around(losses, config) -> Losses` in place of build and losses_of: it changes what the losses of
