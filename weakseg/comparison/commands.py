@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     as_before = (root / comparisons.FILE).is_file() and args.recipe is None and args.budget is None and not overrides
     terms = None if as_before else Terms(args.recipe or DEFAULT_RECIPE, tuple(overrides), args.budget)
     comparison = comparisons.load(root, terms)
+    comparisons.check_segmentation(comparison, args.segmentation)
     names, left_out = chosen(args.methods, comparison.base)
     comparison.left_out = list(dict.fromkeys([*comparison.left_out, *left_out]))
     progress = Progress("silent" if args.json else "auto")

@@ -116,6 +116,12 @@ def load(root: Path, terms: Terms | None) -> Comparison:
     return found
 
 
+def check_segmentation(comparison: Comparison, which: str) -> None:
+    """Raises ConfigError when there is no network that `segment` could train."""
+    if which != "none" and comparison.base.train_seg is None:
+        raise ConfigError(f"--segmentation {which} trains a network, and train_seg is none: set --segmentation none")
+
+
 def add(comparison: Comparison, names: Sequence[str], seeds: Sequence[int], progress: Progress) -> Iterator[None]:
     """Bring the comparison up to date, with these methods in it; yields after each run.
 
@@ -147,11 +153,9 @@ def segment(comparison: Comparison, which: str, progress: Progress) -> Iterator[
     Raises:
         ConfigError: the recipe has no segmentation network to train.
     """
-    if which == "none":
+    check_segmentation(comparison, which)
+    if (network := comparison.base.train_seg) is None or which == "none":
         return
-    network = comparison.base.train_seg
-    if network is None:
-        raise ConfigError(f"--segmentation {which} trains a network, and train_seg is none: set --segmentation none")
     chosen = list(comparison.seeds) if which == "all" else some(comparison)
     comparison.segmented = [name for name in comparison.seeds if name in {*comparison.segmented, *chosen}]
     for name in comparison.segmented:

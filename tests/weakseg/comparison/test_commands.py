@@ -121,6 +121,7 @@ def test_the_others_go_on_and_more_are_added_later(
     [
         (["--methods", "sema"], "did you mean 'seam'"),
         (["--methods", "cam", "--recipe", "seam_synthetic"], "expected the recipe of the plain classifier"),
+        (["--methods", "cam", "--train_seg", "none", "--segmentation", "some"], "train_seg is none: set --seg"),
         (["--methods=cam", "--train.optim.epoch", "3"], "did you mean --train.optim.epochs"),
     ],
 )
