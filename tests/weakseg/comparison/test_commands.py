@@ -65,6 +65,7 @@ def test_two_methods_one_killed_midway(squares: Recipe, tmp_path: Path, capsys: 
         assert method["costs"]["train_peak_mib"]["mean"] > 50
         assert ("train_cpu_seconds" in method["costs"]) == (name == "cam"), "seam's was killed: what it took is unknown"
     assert {path.name for path in root.iterdir()} == {
+        ".lock",
         "cam-0",
         "seam-0",
         "comparison.json",
@@ -72,6 +73,30 @@ def test_two_methods_one_killed_midway(squares: Recipe, tmp_path: Path, capsys: 
         "panel.webp",
         "report.html",
     }
+
+
+def test_two_processes_share_the_work(squares: Recipe, tmp_path: Path) -> None:
+    """Each training is made once, by one of them, and the classifier that others look at before they do."""
+    recipe = replace(squares, pseudo_label=PseudoLabelConfig(crf=None))
+    root, file = tmp_path / "comparison", write_recipe(recipe, tmp_path / "plain.py")
+    both = []
+    for added in ("acol", "mixup_cam"):
+        arguments = compare(root, "--methods", "cam/layer_cam", added, "--recipe", str(file), "--json")
+        command = [sys.executable, "-m", "weakseg", *arguments]
+        both.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [child.communicate(timeout=LONG_S) for child in both]
+    finally:
+        for child in both:
+            child.kill()
+    assert [(child.returncode, err) for child, (_, err) in zip(both, said, strict=True)] == [(0, "")] * 2
+    found = json.loads((root / "comparison.json").read_text())
+    assert set(found["methods"]) == {"cam", "cam/layer_cam", "acol", "mixup_cam"}
+    for name, method in found["methods"].items():
+        assert method["errors"] == {} and "cam" in method["splits"]["val"]
+        log = (root / f"{name.replace('/', '.')}-0/log.txt").read_text()
+        assert log.count("train: started") == (name != "cam/layer_cam")
+    assert (root / "cam.layer_cam-0/train/classifier.pt").samefile(root / "cam-0/train/classifier.pt")
 
 
 def test_a_failure_is_named(squares: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
