@@ -37,6 +37,7 @@ def run(recipe: Recipe, folder: Path, *, stage: str, progress: Progress) -> dict
     """Train `recipe.train.method`; writes <folder>/train/classifier.pt. Resumes from train/checkpoint.pt."""
     dataset = read(recipe.data, recipe.data.train)
     method: Any = methods.get(recipe.train.method)
+    methods.check_batch(recipe.train, len(dataset))
     labels = None
     if hasattr(method, "labels_of"):
         labels = method.labels_of(recipe, dataset, folder / stage, progress)

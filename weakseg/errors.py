@@ -2,7 +2,8 @@
 
     WeaksegError
     ├── UsageError              arguments or configuration are wrong (exit code 2)
-    │   └── ConfigError         a recipe or flag: unknown key, wrong type, impossible value
+    │   ├── ConfigError         a recipe or flag: unknown key, wrong type, impossible value
+    │   └── InUseError          another process works in the folder
     ├── DataError               what the user brought cannot be used
     │   ├── ImageError          IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, UNSUPPORTED_FORMAT
     │   ├── DatasetError        a folder, list or label file: missing, empty, contradictory
@@ -52,6 +53,13 @@ class UsageError(WeaksegError):
 
 class ConfigError(UsageError):
     reason = "CONFIG"
+
+
+class InUseError(UsageError):
+    """`SAYS` is in the message, so that who started the process can tell."""
+
+    reason = "IN_USE"
+    SAYS = "is in use by another run"
 
 
 class DataError(WeaksegError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import io
@@ -41,9 +42,21 @@ def recipe_names() -> list[str]:
 
 def modules_of(package: str) -> list[str]:
     """Modules of a package that is not imported itself; empty when it is not installed."""
+    return sorted(module.name for module in iter_modules(_folders_of(package)))
+
+
+def constant_of(package: str, module: str, name: str) -> Any:
+    """What a module sets a name to at its top, a literal, read from its file; None where it does not."""
+    for path in [Path(folder) / f"{module}.py" for folder in _folders_of(package)]:
+        for statement in ast.parse(path.read_bytes()).body if path.is_file() else []:
+            if isinstance(statement, ast.Assign) and name in map(ast.unparse, statement.targets):
+                return ast.literal_eval(statement.value)
+    return None
+
+
+def _folders_of(package: str) -> list[str]:
     spec = find_spec(package)
-    found = spec.submodule_search_locations if spec is not None else None
-    return sorted(module.name for module in iter_modules(found or []))
+    return list(spec.submodule_search_locations or []) if spec is not None else []
 
 
 def load_recipe(name: str) -> Recipe:

@@ -8,14 +8,11 @@ emptied before the stage runs.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +23,7 @@ from weakseg.datasets import read
 from weakseg.environment import describe
 from weakseg.errors import UsageError
 from weakseg.files import write_json_atomic
+from weakseg.locks import locked
 from weakseg.masks.corrections import corrections_of
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
@@ -33,6 +31,8 @@ from weakseg.recipe_loading import load_recipe, override, recipe_names
 from weakseg.run_folder import rate_text, read_evaluations, read_json
 from weakseg.stages import STAGES, plan, stage_keys
 from weakseg.text import table
+
+LOCK = ".lock"  # in the run folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +77,8 @@ def run(
         last: the run ends after this stage.
     Raises:
         UsageError: an unknown stage, `only` with `last`, a `first` that is none of those to run, an input of `only`
-        that is not done, or a run folder in use.
+        that is not done.
+        InUseError: another process runs in the folder.
     """
     names = _chosen(recipe, only, first, last)
     if processes.rank() > 0:
@@ -88,7 +89,7 @@ def run(
         _require_inputs(only, folder, keys)
     _check_crf(recipe, names)
     _check_corrections(recipe, folder, names, keys)
-    with _locked(folder), processes.leading():
+    with locked(folder / LOCK), processes.leading():
         write_json_atomic(folder / "config.json", asdict(recipe))
         write_json_atomic(folder / "environment.json", describe(recipe.seed))
         for name in names[names.index(first) :] if first is not None else []:
@@ -234,17 +235,3 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One run a folder at a time; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UsageError(f"{folder} is in use by another run: wait for it, or choose another --folder") from None
-    finally:
-        os.close(lock)

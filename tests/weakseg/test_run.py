@@ -12,9 +12,10 @@ from PIL import Image
 
 from weakseg import cli
 from weakseg.errors import ConfigError, DataError, DatasetError, TrainingError, UsageError, WeaksegError
+from weakseg.locks import locked
 from weakseg.progress import Progress
 from weakseg.recipe import CrfConfig, DataConfig, EvaluateConfig, OptimConfig, PseudoLabelConfig, Recipe, TrainConfig
-from weakseg.run import run
+from weakseg.run import LOCK, run
 from weakseg.stages import STAGES, plan, stage_keys
 
 SILENT = Progress("silent")
@@ -207,9 +208,7 @@ def test_a_missing_dataset_leaves_no_folder(recipe, ran, tmp_path):
 
 
 def hold(folder, ready, leave):
-    from weakseg.run import _locked
-
-    with _locked(folder):
+    with locked(folder / LOCK):
         ready.set()
         leave.wait(30)
 

@@ -7,6 +7,8 @@ that is forward-only says `EXPORTABLE = True`: its maps can be computed inside a
 One that looks inside the classifier takes the name of a layer besides, `maps(model, images, layer=None)`; maps then
 have that layer's stride. One whose maps shrink as their cells become more, as the gradient of a mean does, says
 `PER_CELL = True`: views of different sizes are added up after a multiplication by their numbers of cells.
+One for the classifiers of a single training method names it, `CLASSIFIER = "seam"`; of any other,
+`weakseg compare --methods all` has the maps of the plain classifier.
 """
 
 from __future__ import annotations

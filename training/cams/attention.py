@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from weakseg.errors import ConfigError
 
 EXPORTABLE = True
+CLASSIFIER = "class_tokens"
 PER_CELL = True
 
 

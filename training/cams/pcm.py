@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from weakseg.errors import ConfigError
 
 EXPORTABLE = True
+CLASSIFIER = "seam"
 
 
 def maps(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ are the section of TrainConfig that has its name. Where it needs them, it has be
 - `optim_of(config) -> OptimConfig`: what of the budget is left for it after `labels_of`.
 - `cycles(config) -> int`: learning rates start anew that many times; `moment.cycle` counts.
 - `memory_settings(config)`: those of its settings, with values, that make a step smaller.
+- `TRANSFORMERS_ONLY = True`: its backbone is a ViT or DeiT; `weakseg compare` reads that without importing the file.
+- `LEAST_IMAGES`: of a step, in each process; an addition has it too.
 
 An addition has `around(losses, config) -> Losses` in place of build and losses_of: it changes what the losses of
 another method see, or adds to them. `seam+hide_and_seek` is SEAM on images with hidden patches; alone, it is an
@@ -27,6 +29,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
+from training import distributed
 from training.loop import Losses
 from training.models.backbone import Backbone
 from weakseg.errors import ConfigError
@@ -75,6 +78,24 @@ def get(name: str) -> Method:
 def base_of(name: str) -> str:
     """The name without additions."""
     return next((part for part in name.split("+") if not hasattr(_module(part), "around")), PLAIN)
+
+
+def check_batch(config: TrainConfig, n_images: int) -> None:
+    """Raises ConfigError when steps over so many training images have fewer than a part of the method needs."""
+    size, processes = config.optim.batch_size, distributed.size()
+    for part in config.method.split("+"):
+        least = getattr(_module(part), "LEAST_IMAGES", 1)
+        if min(size, n_images) // processes >= least:
+            continue
+        raise ConfigError(
+            f"{part}: expected batches of at least {least} images for each of {processes} processes, got "
+            + (
+                f"{n_images} training images: add some, start fewer processes"
+                if n_images < min(size, least * processes)
+                else f"train.optim.batch_size {size}: raise it (where memory is short, lower train.optim.crop_px)"
+            )
+            + f", or train without {part}"
+        )
 
 
 def _module(name: str) -> Any:

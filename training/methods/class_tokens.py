@@ -12,6 +12,7 @@ from training.models.backbone import Backbone
 from weakseg.recipe import TrainConfig
 
 NETWORK = TokenClassifier
+TRANSFORMERS_ONLY = True
 
 
 def build(backbone: Backbone, n_classes: int, config: TrainConfig) -> nn.Module:

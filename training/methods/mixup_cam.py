@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training import distributed
 from training.data import Batch
 from training.loop import Losses, Moment
 from training.models.layers import wide
@@ -24,6 +23,8 @@ REFUSES = dict.fromkeys(
     ("sec", "dsrg", "guided", "eps"),
     "its label maps say what every pixel shows, of which two mixed images have two answers",
 ) | {"erasing": "each of its steps is a network of its own, and no forward pass of the whole gives maps that learn"}
+
+LEAST_IMAGES = 2
 
 # Mean of a map in logits, below which it counts less. The gradient of where a map lies is divided by the map's sum, so
 # that noise would be pulled together at full strength; and of two mixed images, one is often next to nothing.
@@ -36,14 +37,8 @@ def around(losses: Losses, config: TrainConfig) -> Losses:
 
     A term of weight 0 is left out.
     """
-    mixup, each = config.mixup_cam, config.optim.batch_size // distributed.size()
+    mixup = config.mixup_cam
     check(mixup)
-    if each < 2:
-        raise ConfigError(
-            f"mixup_cam mixes the images of a batch: expected train.optim.batch_size to be at least 2 for each of "
-            f"{distributed.size()} processes, got {config.optim.batch_size}: raise it (where memory is short, lower "
-            "train.optim.crop_px) or train without mixup_cam"
-        )
 
     def on_mixed(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
         batch = mixed(batch, draw_shares(len(batch.images), mixup.alpha))
@@ -85,8 +80,8 @@ def draw_shares(n: int, alpha: float) -> Tensor:
 def mixed(batch: Batch, shares: Tensor) -> Batch:
     """x_i' = s_i x_i + (1 - s_i) x_j, tags alike, j the image before i, which in a shuffled batch is any of the others.
 
-    Images become float32, still 0..255; tags are shares. A single image (the loop measures the memory that it takes)
-    remains what it is.
+    Images become float32, still 0..255; tags are shares. A single image (the loop measures the memory that it takes;
+    LEAST_IMAGES) remains what it is.
 
     Args:
         shares: (B,) in [0, 1].

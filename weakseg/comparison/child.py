@@ -7,38 +7,55 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from weakseg.comparison.jobs import LAST, Job, key_of, prepare
-from weakseg.errors import WeaksegError
+from weakseg.errors import InUseError, WeaksegError
 from weakseg.files import write_json_atomic
+from weakseg.locks import locked
 from weakseg.progress import Progress
+from weakseg.run import LOCK
 from weakseg.run_folder import read_json
 
 COST = "cost.json"  # in the stage train: a training that begins anew leaves none
 LOG = "log.txt"
+CLAIM = ".comparison.lock"  # of the process that makes a run; `weakseg run`, its child, has another
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _C = ctypes.CDLL(None)
 
 
 def make(job: Job, progress: Progress) -> str | None:
-    """Run what is not done of a job; returns the first line of what went wrong, None = it is done."""
-    who = f"{job.name}, seed {job.seed}" + (", segmentation" if job.recipe.train_seg is not None else "")
-    try:
-        keys = prepare(job)
-    except WeaksegError as refusal:
-        return str(refusal).partition("\n")[0]
+    """Run what is not done of a job; returns the first line of what went wrong, None = it is done.
+
+    Raises:
+        InUseError: another process is at it, or at the run that it takes over from.
+    """
+    with locked(job.folder / CLAIM):
+        with locked(job.folder / LOCK):  # else the child would say so, after seconds
+            pass
+        try:
+            with nullcontext() if job.source is None else locked(job.source / CLAIM):
+                keys = prepare(job)
+        except InUseError:
+            raise
+        except WeaksegError as refusal:
+            return str(refusal).partition("\n")[0]
+        return _run_stages(job, keys, progress)
+
+
+def _run_stages(job: Job, keys: dict[str, str], progress: Progress) -> str | None:
     if all(key_of(job.folder, stage) == key for stage, key in until_last(keys).items()):
-        progress.say(f"{who}: up to date")
+        progress.say(f"{job.title}: up to date")
         return None
     if key_of(job.folder, "train") != keys["train"]:
         resumed = key_of(job.folder, "train", "started") == keys["train"] and _has_begun(job.folder / "train")
-        error, peak_mib = _run(job, "train", who, progress)
+        error, peak_mib = _run(job, "train", progress)
         if error is not None:
             return error
         _write_cost(job.folder, peak_mib, resumed)
-    return _run(job, LAST, who, progress)[0]
+    return _run(job, LAST, progress)[0]
 
 
 def until_last(keys: dict[str, str]) -> dict[str, str]:
@@ -58,8 +75,12 @@ def _write_cost(folder: Path, peak_mib: float, resumed: bool) -> None:
     write_json_atomic(folder / "train" / COST, cost)
 
 
-def _run(job: Job, last: str, who: str, progress: Progress) -> tuple[str | None, float]:
-    """`weakseg run` up to a stage; (what went wrong or None, peak memory in MiB of its largest process)."""
+def _run(job: Job, last: str, progress: Progress) -> tuple[str | None, float]:
+    """`weakseg run` up to a stage; (what went wrong or None, peak memory in MiB of its largest process).
+
+    Raises:
+        InUseError: somebody's own `weakseg run` is in the folder.
+    """
     command = [sys.executable, "-m", "weakseg", "run", str(job.folder / "recipe.py")]
     command += ["--folder", str(job.folder), "--to", last]
     child = subprocess.Popen(
@@ -79,7 +100,7 @@ def _run(job: Job, last: str, who: str, progress: Progress) -> tuple[str | None,
                 log.write(line)
                 log.flush()
                 said.append(line.rstrip())
-                progress.say(f"{who}: {line.rstrip()}")
+                progress.say(f"{job.title}: {line.rstrip()}")
         _, status, usage = os.wait4(child.pid, 0)  # of this child alone, unlike RUSAGE_CHILDREN
         child.returncode = os.waitstatus_to_exitcode(status)
     finally:
@@ -88,7 +109,10 @@ def _run(job: Job, last: str, who: str, progress: Progress) -> tuple[str | None,
             child.wait()
     # Linux counts from the moment that a process is forked, so that this is at least what this process has: little.
     peak_mib = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return _what_went_wrong(child.returncode, said), peak_mib
+    error = _what_went_wrong(child.returncode, said)
+    if error is not None and InUseError.SAYS in error:
+        raise InUseError(error)
+    return error, peak_mib
 
 
 def _what_went_wrong(code: int, said: list[str]) -> str | None:

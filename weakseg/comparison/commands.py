@@ -29,19 +29,18 @@ def main(argv: Sequence[str]) -> int:
     as_before = (root / comparisons.FILE).is_file() and args.recipe is None and args.budget is None and not overrides
     terms = None if as_before else Terms(args.recipe or DEFAULT_RECIPE, tuple(overrides), args.budget)
     comparison = comparisons.load(root, terms)
+    comparisons.check_segmentation(comparison, args.segmentation)
     names, left_out = chosen(args.methods, comparison.base)
-    comparison.left_out = list(dict.fromkeys([*comparison.left_out, *left_out]))
     progress = Progress("silent" if args.json else "auto")
     for line in left_out:
         progress.say(line)
     seeds = args.seeds or comparison.seeds.get("cam") or [0]
     runs = chain(
-        comparisons.add(comparison, names, seeds, progress),
+        comparisons.add(comparison, names, seeds, left_out, progress),
         comparisons.segment(comparison, args.segmentation, progress),
     )
     for _ in runs:
         write_bytes_atomic(root / TABLE, tables.as_markdown(comparison).encode())
-    comparison.save()
     page.write(comparison, progress)
     if args.json:
         print(json.dumps({"folder": str(root), **comparison.to_json()}))

@@ -1,9 +1,15 @@
-"""A comparison in its folder: comparison.json says on which terms it stands, what is in it and what came out."""
+"""A comparison in its folder: comparison.json says on which terms it stands, what is in it and what came out.
+
+Several processes may work in one folder. Each run is made by one of them; the file is read anew before it is changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +18,17 @@ from weakseg.comparison.figures import Figures, Summary
 from weakseg.comparison.jobs import Job, Terms, folder_of, jobs_of, with_segmentation
 from weakseg.comparison.names import PLAIN
 from weakseg.environment import describe
-from weakseg.errors import ConfigError, UsageError
+from weakseg.errors import ConfigError, InUseError, UsageError
 from weakseg.files import write_json_atomic
+from weakseg.locks import locked
 from weakseg.progress import Progress
 from weakseg.recipe import Recipe
 from weakseg.run_folder import read_json
 from weakseg.stages import all_splits, stage_keys
 
 FILE = "comparison.json"
+LOCK = ".lock"  # around its changes
+POLL_S = 2.0  # between looks at runs that are left to other processes
 ALWAYS_SEGMENTED = (PLAIN, "seam")
 BEST = 2  # so many more have a segmentation network
 
@@ -28,7 +37,8 @@ BEST = 2  # so many more have a segmentation network
 class Comparison:
     """seeds: {method: its seeds}, in the order of the table. errors: {method: {seed: first line}} of runs that failed.
 
-    segmented: methods whose maps a segmentation network learnt from. left_out: what `all` left out, and why.
+    segmented: methods whose maps a segmentation network learnt from. left_out: what `all` left out, and why. tried:
+    folders of the runs that this process has brought to their end, whatever it was.
     """
 
     root: Path
@@ -38,6 +48,12 @@ class Comparison:
     errors: dict[str, dict[int, str]] = field(default_factory=dict)
     segmented: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    tried: set[Path] = field(default_factory=set)
+
+    @cached_property
+    def key(self) -> str:
+        """Equal keys, equal terms: data, backbone, budget, maps, thresholds, scoring, segmentation network."""
+        return stage_keys(self.base)["evaluate"]
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -71,7 +87,7 @@ class Comparison:
         }
         return {
             **asdict(self.terms),
-            "key": key_of_terms(self.base),
+            "key": self.key,
             "epochs": self.base.train.optim.epochs,
             "splits": list(self.splits),
             "segmented": self.segmented,
@@ -80,13 +96,37 @@ class Comparison:
             "environment": describe(),
         }
 
-    def save(self) -> None:
-        write_json_atomic(self.root / FILE, self.to_json())
+    def refresh(self) -> None:
+        """Take in what is in the file.
 
+        Raises:
+            UsageError: it stands on other terms.
+        """
+        before = read_json(self.root / FILE) if (self.root / FILE).is_file() else None
+        if before is None:
+            return
+        if before["key"] != self.key:
+            raise UsageError(
+                f"{self.root} holds a comparison on other terms (recipe {before['recipe']}, budget {before['budget']}, "
+                f"{' '.join(before['overrides']) or 'no overrides'}, or the data were others): figures would not be "
+                "comparable; choose another --folder"
+            )
+        methods = before["methods"]
+        self.seeds = {name: method["seeds"] for name, method in methods.items()}
+        self.errors = {
+            name: {int(seed): error for seed, error in method["errors"].items()}
+            for name, method in methods.items()
+            if method["errors"]
+        }
+        self.segmented, self.left_out = before["segmented"], before["left_out"]
 
-def key_of_terms(base: Recipe) -> str:
-    """Equal keys, equal terms: data, backbone, budget, maps, thresholds, scoring, segmentation network."""
-    return stage_keys(base)["evaluate"]
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around a change: the file is read before and written after it, and no other process does so meanwhile."""
+        with locked(self.root / LOCK, wait=True):
+            self.refresh()
+            yield
+            write_json_atomic(self.root / FILE, self.to_json())
 
 
 def load(root: Path, terms: Terms | None) -> Comparison:
@@ -95,28 +135,25 @@ def load(root: Path, terms: Terms | None) -> Comparison:
     Raises:
         UsageError: the folder has a comparison on other terms, or none and no terms are given.
     """
-    before: Mapping[str, Any] = read_json(root / FILE) if (root / FILE).is_file() else {}
     if terms is None:
-        if not before:
+        if not (root / FILE).is_file():
             raise UsageError(f"{root} holds no comparison yet: name its --recipe")
+        before = read_json(root / FILE)
         terms = Terms(before["recipe"], tuple(before["overrides"]), before["budget"])
-    base = terms.base()
-    if before and before["key"] != key_of_terms(base):
-        raise UsageError(
-            f"{root} holds a comparison on other terms (recipe {before['recipe']}, budget {before['budget']}, "
-            f"{' '.join(before['overrides']) or 'no overrides'}, or the data were others): figures would not be "
-            "comparable; choose another --folder"
-        )
-    found = Comparison(root, terms, base)
-    for name, method in before.get("methods", {}).items():
-        found.seeds[name] = method["seeds"]
-        if method["errors"]:
-            found.errors[name] = {int(seed): error for seed, error in method["errors"].items()}
-    found.segmented, found.left_out = list(before.get("segmented", [])), list(before.get("left_out", []))
+    found = Comparison(root, terms, terms.base())
+    found.refresh()
     return found
 
 
-def add(comparison: Comparison, names: Sequence[str], seeds: Sequence[int], progress: Progress) -> Iterator[None]:
+def check_segmentation(comparison: Comparison, which: str) -> None:
+    """Raises ConfigError when there is no network that `segment` could train."""
+    if which != "none" and comparison.base.train_seg is None:
+        raise ConfigError(f"--segmentation {which} trains a network, and train_seg is none: set --segmentation none")
+
+
+def add(
+    comparison: Comparison, names: Sequence[str], seeds: Sequence[int], left_out: Sequence[str], progress: Progress
+) -> Iterator[None]:
     """Bring the comparison up to date, with these methods in it; yields after each run.
 
     What failed before is tried again where it is named.
@@ -125,17 +162,13 @@ def add(comparison: Comparison, names: Sequence[str], seeds: Sequence[int], prog
         ConfigError: settings that a method's recipe does not take.
     """
     for name in names:
-        comparison.seeds[name] = sorted({*comparison.seeds.get(name, []), *seeds})
-    jobs = {
-        (name, job.seed): job
-        for name, of_name in comparison.seeds.items()
-        for job in jobs_of(comparison.terms, name, of_name, comparison.root)
-    }
-    comparison.save()
-    for (name, seed), job in sorted(jobs.items(), key=lambda item: item[0][1]):  # a whole table of the first seed first
-        if name in names or seed not in comparison.errors.get(name, {}):
-            _make(comparison, job, progress)
-            yield
+        jobs_of(comparison.terms, name, [], comparison.root)  # raises, before there is a folder
+    with comparison.changing():
+        for name in names:
+            comparison.seeds[name] = sorted({*comparison.seeds.get(name, []), *seeds})
+            comparison.errors.pop(name, None)
+        comparison.left_out = list(dict.fromkeys([*comparison.left_out, *left_out]))
+    yield from _make_all(comparison, lambda: _of_maps(comparison), progress)
 
 
 def segment(comparison: Comparison, which: str, progress: Progress) -> Iterator[None]:
@@ -147,19 +180,60 @@ def segment(comparison: Comparison, which: str, progress: Progress) -> Iterator[
     Raises:
         ConfigError: the recipe has no segmentation network to train.
     """
-    if which == "none":
+    check_segmentation(comparison, which)
+    if (network := comparison.base.train_seg) is None or which == "none":
         return
-    network = comparison.base.train_seg
-    if network is None:
-        raise ConfigError(f"--segmentation {which} trains a network, and train_seg is none: set --segmentation none")
-    chosen = list(comparison.seeds) if which == "all" else some(comparison)
-    comparison.segmented = [name for name in comparison.seeds if name in {*comparison.segmented, *chosen}]
-    for name in comparison.segmented:
-        failed = comparison.errors.get(name, {})
-        for job in jobs_of(comparison.terms, name, comparison.seeds[name], comparison.root):
-            if job.seed not in failed:
-                _make(comparison, with_segmentation(job, network), progress)
+    with comparison.changing():
+        chosen = {*comparison.segmented, *(comparison.seeds if which == "all" else some(comparison))}
+        comparison.segmented = [name for name in comparison.seeds if name in chosen]
+
+    def jobs() -> list[Job]:
+        """With what another process has added meanwhile: its maps come first."""
+        of_maps = _of_maps(comparison)
+        chosen = [job for name in comparison.segmented for job in of_maps if job.name == name]
+        return of_maps + [with_segmentation(job, network) for job in chosen]
+
+    yield from _make_all(comparison, jobs, progress)
+
+
+def _of_maps(comparison: Comparison) -> list[Job]:
+    """The runs up to scores of maps, a whole table of the first seed first."""
+    jobs = [
+        job
+        for name, seeds in comparison.seeds.items()
+        for job in jobs_of(comparison.terms, name, seeds, comparison.root)
+    ]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def _make_all(comparison: Comparison, jobs: Callable[[], list[Job]], progress: Progress) -> Iterator[None]:
+    """Make what is neither tried here nor has failed; yields after each run.
+
+    A run that another process has is left to it, and looked at again after the rest: then it is done, or has failed, or
+    that process has ended and the run is made here. Runs that take over something from it wait for that.
+    """
+    said: set[Path] = set()
+    while todo := _to_make(comparison, jobs):
+        left: set[Path] = set()
+        for job in todo:
+            if job.source not in left and _make(comparison, job, progress):
                 yield
+                break
+            left.add(job.folder)
+            if job.folder not in said:
+                progress.say(f"{job.title}: another process has it, or what it needs: looked at again later")
+            said.add(job.folder)
+        else:
+            time.sleep(POLL_S)
+
+
+def _to_make(comparison: Comparison, jobs: Callable[[], list[Job]]) -> list[Job]:
+    comparison.refresh()
+    return [
+        job
+        for job in jobs()
+        if job.folder not in comparison.tried and job.seed not in comparison.errors.get(job.name, {})
+    ]
 
 
 def some(comparison: Comparison) -> list[str]:
@@ -174,18 +248,19 @@ def some(comparison: Comparison) -> list[str]:
     return [name for name in found if name in {*ALWAYS_SEGMENTED, *best}]
 
 
-def _make(comparison: Comparison, job: Job, progress: Progress) -> None:
-    error = child.make(job, progress)
-    if error is not None and job.recipe.train_seg is not None:
-        error = f"segmentation: {error}"
-    of_name = comparison.errors.setdefault(job.name, {})
-    of_name.pop(job.seed, None)
-    if error is not None:
-        progress.say(f"{job.name}, seed {job.seed}: failed: {error}")
-        of_name[job.seed] = error
-    if not of_name:
-        del comparison.errors[job.name]
-    comparison.save()
+def _make(comparison: Comparison, job: Job, progress: Progress) -> bool:
+    """False when another process has the run, or the one that it takes over from."""
+    try:
+        error = child.make(job, progress)
+    except InUseError:
+        return False
+    comparison.tried.add(job.folder)
+    with comparison.changing():
+        if error is not None:
+            error = error if job.recipe.train_seg is None else f"segmentation: {error}"
+            progress.say(f"{job.name}, seed {job.seed}: failed: {error}")
+            comparison.errors.setdefault(job.name, {})[job.seed] = error
+    return True
 
 
 def _plain(value: Any) -> Any:

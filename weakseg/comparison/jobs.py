@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from pprint import pformat
 
@@ -49,6 +50,7 @@ class Terms:
             raise DatasetError(f"expected true masks of {recipe.data.root} to compare by, got none: set --data.masks")
         return recipe
 
+    @cache  # noqa: B019  a comparison asks for the same ones again and again, and each takes a second
     def recipe_of(self, name: str, seed: int) -> Recipe:
         """The recipe of a method, up to scores of the training split and those to be scored. No random walk: what it
         is worth depends on little but the maps."""
@@ -85,6 +87,10 @@ class Job:
     folder: Path
     source: Path | None = None
     shared: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, seed {self.seed}" + ("" if self.recipe.train_seg is None else ", segmentation")
 
 
 def jobs_of(terms: Terms, name: str, seeds: Sequence[int], root: Path) -> list[Job]:

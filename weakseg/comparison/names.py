@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from weakseg.errors import ConfigError
 from weakseg.recipe import HF_PREFIX, Recipe
-from weakseg.recipe_loading import modules_of
+from weakseg.recipe_loading import constant_of, modules_of
 
 ALL = "all"
 PLAIN = "cam"  # every comparison has it: costs are multiples of its own
-GRADIENTS = ("grad_cam", "grad_cam_pp", "layer_cam")  # maps that any classifier has; `all` has those of the plain one
-TRANSFORMERS_ONLY = ("class_tokens",)
+METHODS, CAMS = "training.methods", "training.cams"
 
 
 def chosen(names: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -31,18 +30,23 @@ def chosen(names: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
                 raise ConfigError(f"{name} {why}: leave it out, or choose another --backbone.name")
             wanted.append(name)
             continue
-        for one in [*(f"{PLAIN}/{maps}" for maps in GRADIENTS), *modules_of("training.methods")]:
+        for one in [*(f"{PLAIN}/{maps}" for maps in other_maps()), *modules_of(METHODS)]:
             why = obstacle(one, recipe)
             wanted += [one] if why is None else []
             left_out += [] if why is None else [f"{one} is left out: it {why}"]
     return list(dict.fromkeys(wanted)), left_out
 
 
+def other_maps() -> list[str]:
+    """CAM methods for any classifier, beside the plain one's own."""
+    return [maps for maps in modules_of(CAMS) if maps != PLAIN and constant_of(CAMS, maps, "CLASSIFIER") is None]
+
+
 def check(name: str) -> None:
     """Raises ConfigError when a part of the name is no file of training/methods or training/cams."""
     training, slash, maps = name.partition("/")
-    parts = [(part, "training.methods", "training method") for part in training.split("+")]
-    for part, package, kind in [*parts, *([(maps, "training.cams", "CAM method")] if slash else [])]:
+    parts = [(part, METHODS, "training method") for part in training.split("+")]
+    for part, package, kind in [*parts, *([(maps, CAMS, "CAM method")] if slash else [])]:
         known = modules_of(package)
         if part not in known:
             near = difflib.get_close_matches(part, known, n=1)
@@ -53,6 +57,6 @@ def check(name: str) -> None:
 def obstacle(name: str, recipe: Recipe) -> str | None:
     """Why the method cannot run on the recipe's backbone, after its name; None = it can, as far as can be told."""
     for part in name.partition("/")[0].split("+"):
-        if part in TRANSFORMERS_ONLY and not recipe.backbone.name.startswith(HF_PREFIX):
+        if constant_of(METHODS, part, "TRANSFORMERS_ONLY") and not recipe.backbone.name.startswith(HF_PREFIX):
             return f"needs a ViT or DeiT ({HF_PREFIX}<id or folder>), and the backbone is {recipe.backbone.name}"
     return None

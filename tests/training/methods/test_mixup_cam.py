@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from tests.training.methods.parts import START, batch, losses_of, model_of, total
-from training import distributed, methods
+from tests.training.conftest import write_squares
+from tests.training.methods.parts import START, batch, losses_of, model_of, total, with_method
+from training import distributed, methods, train_classifier
 from training.data import Batch
 from training.losses import multilabel_soft_margin
 from training.methods.mixup_cam import LEAST, LEAST_ALPHA, around, concentration, draw_shares, entropy, mixed
@@ -22,7 +25,8 @@ from training.models import CamClassifier
 from training.randomness import seed_torch
 from training.step import Moment
 from weakseg.errors import ConfigError
-from weakseg.recipe import MixupCamConfig, OptimConfig, TrainConfig
+from weakseg.progress import Progress
+from weakseg.recipe import MixupCamConfig, OptimConfig, Recipe, TrainConfig
 
 
 def config(method: str = "mixup_cam", **settings: object) -> TrainConfig:
@@ -271,20 +275,44 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], me
         losses_of("mixup_cam", config(**settings))
 
 
+@pytest.mark.parametrize("method", ["mixup_cam", "seam+mixup_cam"])
 @pytest.mark.parametrize(
-    ("batch_size", "processes", "enough"), [(1, 1, False), (2, 1, True), (2, 2, False), (4, 2, True)]
+    ("batch_size", "processes", "n_images", "message"),
+    [
+        (1, 1, 9, "of 1 processes, got train.optim.batch_size 1: raise it"),
+        (2, 2, 9, "of 2 processes, got train.optim.batch_size 2: raise it"),
+        (1, 1, 1, "of 1 processes, got train.optim.batch_size 1: raise it"),
+        (16, 1, 1, "of 1 processes, got 1 training images: add some"),
+        (16, 2, 3, "of 2 processes, got 3 training images: add some"),
+        (2, 1, 2, None),
+        (4, 2, 9, None),
+        (16, 2, 4, None),
+    ],
 )
-def test_a_batch_of_one_is_refused_before_the_training(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, processes: int, enough: bool
+def test_batches_of_one_are_refused(
+    monkeypatch: pytest.MonkeyPatch, method: str, batch_size: int, processes: int, n_images: int, message: str | None
 ) -> None:
     monkeypatch.setattr(distributed, "size", lambda: processes)
-    train = replace(config(), optim=OptimConfig(batch_size=batch_size))
-    if enough:
-        losses_of("mixup_cam", train)
+    train = replace(config(method), optim=OptimConfig(batch_size=batch_size))
+    if message is None:
+        methods.check_batch(train, n_images)
         return
-    message = f"at least 2 for each of {processes} processes, got {batch_size}: raise it"
-    with pytest.raises(ConfigError, match=message):
-        losses_of("mixup_cam", train)
+    with pytest.raises(ConfigError, match=f"^mixup_cam: expected batches of at least 2 images for each {message}"):
+        methods.check_batch(train, n_images)
+
+
+def test_a_single_image_is_refused_before_the_training(recipe: Recipe, tmp_path: Path) -> None:
+    """Batches are as small as the data are; the plain classifier takes one."""
+    write_squares(tmp_path / "squares", n=5)  # of which four are not for training
+    recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path / "squares")))
+    for method in ("cam", "mixup_cam"):
+        run = partial(train_classifier.run, with_method(recipe, method, epochs=1), tmp_path / method, stage="train")
+        if method == "cam":
+            run(progress=Progress("silent"))
+            continue
+        with pytest.raises(ConfigError, match="got 1 training images: add some"):
+            run(progress=Progress("silent"))
+        assert not (tmp_path / method / "train/metrics.jsonl").exists()
 
 
 # With SEAM ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from pprint import pformat
@@ -17,6 +18,27 @@ from weakseg.files import write_json_atomic
 from weakseg.recipe import BackboneConfig, CamConfig, DataConfig, EvaluateConfig, OptimConfig, Recipe, TrainConfig
 from weakseg.records import to_json
 from weakseg.scoring import SWEEP_THRESHOLDS
+
+# `weakseg run` as far as a comparison sees it. KEYS: {folder's name: its stage keys}.
+DONE = """
+import json, os, sys
+folder, last = sys.argv[6], sys.argv[8]
+keys = json.loads(os.environ["KEYS"])[os.path.basename(folder)]
+for stage in ["train"] if last == "train" else ["cam", "pseudo_label", "evaluate"]:
+    os.makedirs(f"{folder}/{stage}", exist_ok=True)
+    json.dump({"key": keys[stage], "cpu_seconds": 7.5, "n_images": 8}, open(f"{folder}/{stage}/done.json", "w"))
+"""
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Python script that runs in place of `python`; the arguments follow it."""
+    path = tmp_path / "child.py"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -S {path} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(wrapper))
+    return path
 
 
 @pytest.fixture

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.weakseg.comparison.conftest import DONE
 from weakseg.comparison import child
 from weakseg.comparison.jobs import Job, Terms, jobs_of
+from weakseg.errors import InUseError
+from weakseg.locks import locked
 from weakseg.progress import Progress
 from weakseg.stages import stage_keys
 
 SILENT = Progress("silent")
-DONE = """
-import json, os, sys
-folder, last, keys = sys.argv[6], sys.argv[8], json.loads(os.environ["KEYS"])
-for stage in ["train"] if last == "train" else ["cam", "pseudo_label", "evaluate"]:
-    os.makedirs(f"{folder}/{stage}", exist_ok=True)
-    json.dump({"key": keys[stage], "cpu_seconds": 7.5}, open(f"{folder}/{stage}/done.json", "w"))
-if last == "train":
-    bytes(10) * (40 << 20)
-"""
 
 
 @pytest.fixture
@@ -30,20 +23,9 @@ def job(recipe_file: Path, tmp_path: Path) -> Job:
     return jobs_of(Terms(str(recipe_file)), "cam", [0], tmp_path / "runs")[0]
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: Job) -> Path:
-    """A Python script that runs in place of `python`; the arguments follow it."""
-    path = tmp_path / "child.py"
-    wrapper = tmp_path / "python"
-    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -S {path} "$@"\n')
-    wrapper.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(wrapper))
-    monkeypatch.setenv("KEYS", json.dumps(stage_keys(job.recipe)))
-    return path
-
-
-def test_what_a_training_takes_is_measured_once(job: Job, script: Path) -> None:
-    script.write_text(DONE)
+def test_what_a_training_takes_is_measured_once(job: Job, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", json.dumps({job.folder.name: stage_keys(job.recipe)}))
+    script.write_text(DONE + "if last == 'train': bytes(10) * (40 << 20)")
     assert child.make(job, SILENT) is None
     cost = json.loads((job.folder / "train/cost.json").read_text())
     assert cost["cpu_seconds"] == 7.5 and cost["peak_mib"] > 400, "the script fills ten times 40 MiB"
@@ -51,7 +33,10 @@ def test_what_a_training_takes_is_measured_once(job: Job, script: Path) -> None:
     assert child.make(job, SILENT) is None, "it is done, so that nothing runs"
 
 
-def test_of_a_training_that_went_on_the_time_is_unknown(job: Job, script: Path) -> None:
+def test_of_a_training_that_went_on_the_time_is_unknown(
+    job: Job, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYS", json.dumps({job.folder.name: stage_keys(job.recipe)}))
     train = job.folder / "train"
     train.mkdir(parents=True)
     (train / "started.json").write_text(json.dumps({"key": stage_keys(job.recipe)["train"]}))
@@ -74,6 +59,22 @@ def test_the_first_line_of_what_went_wrong(job: Job, script: Path, body: str, ex
     script.write_text(f"import os, sys\n{body}\n")
     assert child.make(job, SILENT) == expected
     assert not (job.folder / "train/cost.json").exists()
+
+
+def test_a_run_in_use_has_not_failed(job: Job, script: Path) -> None:
+    """By another comparison; by somebody's own `weakseg run`, which began before, or a moment after we looked."""
+    script.write_text("raise SystemExit('nothing is to run')")
+    mapped = Job("cam/layer_cam", 0, job.recipe, job.folder.with_name("mapped"), job.folder, ("train",))
+    with locked(job.folder / child.CLAIM):
+        for one in (job, mapped):
+            with pytest.raises(InUseError):
+                child.make(one, SILENT)
+    with locked(job.folder / ".lock"), pytest.raises(InUseError):
+        child.make(job, SILENT)
+    script.write_text("import sys; sys.exit('error: runs/cam-0 is in use by another run: wait for it')")
+    with pytest.raises(InUseError):
+        child.make(job, SILENT)
+    assert not (job.folder / "train").exists()
 
 
 def test_a_child_is_not_left_behind(job: Job, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
