@@ -8,6 +8,7 @@ whose animals and places these are, so that there the estimator is refused: `con
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from training import distributed
 from training.augment import augment, resize_long_side
 from training.data import UNLABELLED, Batch, TrainingImages
 from training.device import pick_device
-from training.graphs import canvas_images
+from training.graphs import canvas_images, whole
 from training.loop import Moment, fit
 from training.models import CamClassifier, build_backbone, load_model, save_model
 from training.models.layers import CANVAS
@@ -80,12 +81,13 @@ def estimator(dataset: Dataset, folder: Path, progress: Progress) -> Callable[[N
     """The trained network as a function from an image; <folder>/objectness/model.pt is used again if it is there.
 
     Raises:
-        ConfigError: the data are generated scenes themselves.
+        ConfigError: the data have a class of the generated scenes.
     """
-    if dataset.classes.names == CLASS_NAMES:
+    known = [name for name in dataset.classes.names if name in CLASS_NAMES]
+    if known:
         raise ConfigError(
-            "saliency.estimator objectness learns from the masks of generated scenes, which for this data set are "
-            "true masks: choose contrast"
+            f"saliency.estimator objectness learns from the masks of generated scenes, which for {', '.join(known)} of "
+            "this data set are true masks: choose contrast"
         )
     path = folder / FOLDER / "model.pt"
     if not path.is_file():
@@ -96,8 +98,12 @@ def estimator(dataset: Dataset, folder: Path, progress: Progress) -> Callable[[N
 
 
 def train(folder: Path, progress: Progress, n: int = N_SCENES, optim: OptimConfig = OPTIM) -> None:
-    """Writes model.pt under `folder`; goes on where it stopped. Minutes on a CPU."""
+    """Writes model.pt under `folder`; goes on where it stopped. Minutes on a CPU.
+
+    A batch that several processes cannot share equally is made larger: the user has no say in its size.
+    """
     seed_torch(SEED, 0)
+    optim = replace(optim, batch_size=whole(optim.batch_size, distributed.size()))
     model = CamClassifier(build_backbone(BACKBONE), len(THING), dropout=0.0).to(pick_device())
     fit(model, losses, Scenes(n, optim, model.backbone.mean_colour), folder, progress=progress)
     if distributed.rank() == 0:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import UNLABELLED, Batch
+from training import distributed
+from training.data import UNLABELLED, Batch, Batches
 from training.models import CamClassifier, build_backbone, load_model
 from training.saliency import objectness, saliency_of
 from training.saliency.objectness import BACKBONE, OPTIM, SEED, SIZE_PX, Objectness, Scenes, losses, train
@@ -107,7 +108,24 @@ def test_it_is_trained_once_and_resumes(recipe: Recipe, tmp_path: Path, monkeypa
     assert again(tagged[0]) is not None and sha256(model) == before
 
 
-def test_of_generated_scenes_it_would_know_the_truth(recipe: Recipe, tmp_path: Path) -> None:
-    dataset = replace(read(recipe.data, "train"), classes=ClassTable(CLASS_NAMES))
-    with pytest.raises(ConfigError, match="for this data set are true masks: choose contrast"):
+@pytest.mark.parametrize(("n_processes", "size"), [(1, 16), (2, 16), (3, 18), (5, 20), (6, 18), (7, 21), (16, 16)])
+def test_its_batch_can_be_shared_by_any_number_of_processes(
+    n_processes: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(distributed, "size", lambda: n_processes)
+    monkeypatch.setattr(objectness, "fit", lambda model, losses, images, folder, **_: seen.append(images))
+    train(tmp_path, QUIET)
+    (images,) = seen
+    assert images.config == replace(OPTIM, batch_size=size)
+    assert Batches(len(images), images.config, SEED, n_processes=n_processes).share == size // n_processes
+
+
+@pytest.mark.parametrize("names", [CLASS_NAMES, CLASS_NAMES[::-1], CLASS_NAMES[2:4], ("dog", CLASS_NAMES[5])])
+def test_of_generated_animals_it_would_know_the_truth(
+    names: tuple[str, ...], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectness, "train", None)  # is not called
+    dataset = replace(read(recipe.data, "train"), classes=ClassTable(names))
+    with pytest.raises(ConfigError, match=f"for .*{names[-1]} of this data set are true masks: choose contrast"):
         saliency_of(SaliencyConfig(estimator="objectness"), dataset, tmp_path, QUIET)
