@@ -124,6 +124,8 @@ def check_alive(model: nn.Module, images: list[np.ndarray[Any, Any]], optim: Opt
     for image in images:
         x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
         features = model.backbone(x)[-1][0].flatten(1).float()
+        if not torch.isfinite(features).all():  # it has diverged: the next step's loss says so, and names the images
+            return
         alive.append(features.std(dim=1) > SAME * features.abs().max())
     if alive and float(torch.stack(alive).any(dim=0).float().mean()) < ALIVE:
         raise TrainingError(
