@@ -7,7 +7,7 @@ Over-erasing is where false positives grow by more than false negatives shrink. 
 
 The picture, <folder>/erasing_steps-<split>.png, has a row for each image and two columns for each step: what the step
 was shown, the mean colour where earlier ones have found something, magenta where what they found is background; and the
-step's map of the image's classes.
+step's map of the image's classes. Tags say which maps are counted and drawn; the maps are made without.
 """
 
 from __future__ import annotations
@@ -138,26 +138,30 @@ def rows(scores: Sequence[Confusion], model: ErasingClassifier, names: Sequence[
 
 def picture(recipe: Recipe, split: str, model: ErasingClassifier, truth: Truth, n: int) -> bytes:
     """PNG of the first n images with tags."""
-    dataset = read(recipe.data, split)
-    device = pick_device()
-    lines = []
-    for sample in [sample for sample in dataset if sample.tags][:n]:
+    drawn = []
+    for sample in [sample for sample in read(recipe.data, split) if sample.tags][:n]:
         image = read_image(sample.image)
-        height, width = image.shape[:2]
-        canvas = canvas_images(torch.from_numpy(image[None]).to(device), model.backbone.mean, CANVAS)
-        tags = torch.from_numpy(sample.tag_vector(len(dataset.classes)).astype(np.float32))[None]
-        with torch.inference_mode():
-            out = model.eval()(canvas, tags.to(device))
-        steps = out.steps[0, :, list(sample.tags)].amax(dim=1)  # (S, h, w)
-        heat = nn.functional.interpolate(steps[None], size=canvas.shape[2:], mode="bilinear")[0]
-        heat = (heat / steps.amax().clamp(min=1e-5)).cpu().numpy()[:, :height, :width]
-        erased = out.erased[0, :, 0].cpu().numpy()[:, :height, :width]
-        background = truth.mask(sample.id, (height, width)) == BACKGROUND
-        tiles = []
-        for k in range(len(steps)):
-            tiles += [tile(shown(image, erased[k], background, model.backbone.mean_colour)), tile(warm(image, heat[k]))]
-        lines.append(np.concatenate(tiles, axis=1))
-    return cv2.imencode(".png", np.concatenate(lines)[..., ::-1])[1].tobytes()
+        drawn.append(row(model, image, sample.tags, truth.mask(sample.id, image.shape[:2]) == BACKGROUND))
+    return cv2.imencode(".png", np.concatenate(drawn)[..., ::-1])[1].tobytes()
+
+
+def row(model: ErasingClassifier, image: Image, tags: Sequence[int], background: NDArray[np.bool_]) -> Image:
+    """(TILE, 2 S TILE, 3): what each step is shown, and its maps of the tags; the view at scale 1 of what is counted.
+
+    As in a graph nobody tells the model the tags: they say which of its maps are drawn.
+    """
+    height, width = image.shape[:2]
+    canvas = canvas_images(torch.from_numpy(image[None]).to(pick_device()), model.backbone.mean, CANVAS)
+    with torch.inference_mode():
+        out = model.eval()(canvas)
+    steps = out.steps[0, :, list(tags)].amax(dim=1)  # (S, h, w)
+    heat = nn.functional.interpolate(steps[None], size=canvas.shape[2:], mode="bilinear")[0]
+    heat = (heat / steps.amax().clamp(min=1e-5)).cpu().numpy()[:, :height, :width]
+    erased = out.erased[0, :, 0].cpu().numpy()[:, :height, :width]
+    tiles = []
+    for k in range(len(steps)):
+        tiles += [tile(shown(image, erased[k], background, model.backbone.mean_colour)), tile(warm(image, heat[k]))]
+    return np.concatenate(tiles, axis=1)
 
 
 def shown(image: Image, erased: NDArray[np.float32], background: NDArray[np.bool_], fill: Sequence[int]) -> Image:

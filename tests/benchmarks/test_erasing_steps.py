@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.erasing_steps import OVER_ERASED, TILE, UpTo, count, rows, shown, tile
+from benchmarks.erasing_steps import OVER_ERASED, TILE, UpTo, count, row, rows, shown, tile
 from tests.training.methods.parts import batch, learnt, model_of
 from weakseg.scoring import Confusion
 
@@ -47,6 +47,15 @@ def test_what_is_erased_of_the_background_stands_out() -> None:
     background = np.array([[True, True, False, False]])
     colours = shown(image, erased, background, (100, 110, 120))[0]
     assert colours.tolist() == [[50, 50, 50], list(OVER_ERASED), [100, 110, 120], [75, 80, 85]]
+
+
+def test_a_row_of_the_picture_is_of_maps_that_are_made_without_tags() -> None:
+    model, seen = learnt(model_of("erasing")), []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append((len(args), given)), with_kwargs=True)
+    image = batch().images[0].permute(1, 2, 0).numpy()
+    drawn = row(model, image, (0, 2), np.zeros(image.shape[:2], dtype=bool))  # type: ignore[arg-type]
+    assert drawn.shape == (TILE, 6 * TILE, 3) and drawn.dtype == np.uint8 and seen == [(1, {})]
+    assert (drawn[:, :TILE] != drawn[:, 2 * TILE : 3 * TILE]).any(), "the second step is shown less"
 
 
 def test_tiles_have_one_size() -> None:
