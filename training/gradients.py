@@ -12,7 +12,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from weakseg.errors import ConfigError
 
-# In evaluation it does nothing: what it gives is what the head sees, in every classifier of training.models.
+# In evaluation it does nothing: what it gives is what the head sees, in the classifiers of training.models but two: the
+# steps of erasing have one each, and scores of class tokens do not go through it.
 LAST_LAYER = "dropout"
 
 
@@ -35,7 +36,7 @@ def class_maps(
     """
     model = unwrapped(model)
     name = LAST_LAYER if layer is None else layer
-    module = _layer(model, name)
+    module = _layer(model, name, chosen=layer is not None)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         scores, activation = _forward(model, module, name, images.clone() if images.is_inference() else images)
         values, maps = activation.detach(), []
@@ -95,9 +96,15 @@ def _forward(model: nn.Module, module: nn.Module, name: str, images: Tensor) -> 
     return output if isinstance(output, Tensor) else output.logits, leaves[0]
 
 
-def _layer(model: nn.Module, name: str) -> nn.Module:
+def _layer(model: nn.Module, name: str, chosen: bool) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules or name == "":
+        inner = [other for other in modules if other.endswith(f".{name}")]
+        if inner and not chosen:
+            raise ConfigError(
+                f"the classifier has no layer {name!r}, but parts that have one: choose cam method cam, for maps of "
+                f"all parts, or set cam.layer to {inner[0]}, for those of one"
+            )
         convolutions = [other for other, module in modules.items() if isinstance(module, nn.Conv2d)]
         near = get_close_matches(name, modules, n=3) or convolutions[-3:]
         raise ConfigError(f"the classifier has no layer {name!r}: set cam.layer to one, such as {', '.join(near)}")

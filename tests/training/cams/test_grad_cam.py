@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.cams.networks import Linear, Pooled, classifier_for, flattened, photographs
-from training import cams
+from tests.training.methods.parts import model_of
+from training import cams, methods
 from training.graphs import ClassifierGraph
 from training.models import CamClassifier, build_backbone
 from weakseg.errors import ConfigError
@@ -154,6 +155,23 @@ class Twice(nn.Module):
 def test_layers_that_cannot_be_explained(layer: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         grad_cam.maps(Twice(), photographs(), layer=layer)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_classifiers_of_all_methods(method: str) -> None:
+    """The head's layer is found, or the message says what to do."""
+    model, images = model_of(method).eval(), photographs(1, 64, 64)
+    layer = None
+    if method == "class_tokens":
+        with pytest.raises(ConfigError, match="no score depends on what layer 'dropout' gives: name one on the way"):
+            grad_cam.maps(model, images)
+        return
+    if method == "erasing":
+        with pytest.raises(ConfigError, match="choose cam method cam, .* or set cam.layer to members.0.dropout, for"):
+            grad_cam.maps(model, images)
+        layer = "members.0.dropout"
+    logits, maps = cams.get("grad_cam", layer).maps(model, images)
+    assert logits.shape == (1, 3) and maps.shape[:2] == (1, 3) and maps.max() > 0
 
 
 def test_a_layer_that_the_network_goes_past() -> None:
