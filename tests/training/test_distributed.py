@@ -15,6 +15,7 @@ from torch import nn
 
 from training import distributed
 from training.data import Batches
+from training.models import load_model
 from training.randomness import epoch_order, seed_torch
 from weakseg.errors import ConfigError
 from weakseg.recipe import OptimConfig
@@ -89,9 +90,9 @@ def start_two(command: list[str]) -> list[subprocess.Popen[str]]:
     return [start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **meet) for rank in range(2)]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=timeout_s)
     finally:
         process.kill()
     return process.returncode, out, err
@@ -158,6 +159,25 @@ def test_torchrun_runs_falls_and_goes_on(squares: Path, tmp_path: Path) -> None:
         assert ("train: up to date" in err) == (verb == "train" and "train: done" not in err)
     assert "warning: 13 batch norms learn from each process's own images" in err
     assert (tmp_path / "run/train_seg/segmentation.pt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["erasing", "guided"])
+def test_torchrun_trains_methods_of_several_parts(method: str, squares: Path, tmp_path: Path) -> None:
+    """Cycles whose losses all processes know, and label maps of which each process makes a share."""
+    recipe, folder = tmp_path / "recipe.py", tmp_path / "run"
+    recipe.write_text(RECIPE.format(root=str(squares)))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "weakseg"]
+    options = ["--folder", str(folder), "--evaluate.splits", "train", "--train.optim.epochs", "4"]
+    code, _, err = finish(start([*launch, "run", f"{recipe}:{method}", *options, "--to", "train"]), timeout_s=600)
+    assert code == 0, err
+    model, classes = load_model(folder / "train/classifier.pt", kind="classifier")
+    assert classes == ("blue", "green", "red") and all(torch.isfinite(p).all() for p in model.parameters())
+    if method == "erasing":
+        assert (model.loss_weights > 0).all() and torch.isfinite(model.loss_sums).all()
+    else:
+        made = {path.stem for path in (folder / "train/guides").rglob("*.png")}
+        assert made == {f"{i:03d}" for i in range(8)}
 
 
 def test_shares_of_a_batch_are_the_batch() -> None:
