@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.gradients import evaluating
 from training.models.backbone import Backbone
 from training.models.classifier import CamClassifier
 from training.models.layers import wide
@@ -101,14 +102,10 @@ class ErasingClassifier(nn.Module):
         images = images.to(self.backbone.mean.dtype)
         erased, kept = torch.zeros_like(images[:, :1]), self.kept()
         earlier = self.members[:step]
-        earlier.eval()
-        try:
-            with torch.no_grad():
-                for k, member in enumerate(earlier):
-                    maps = wide(member(self._filled(images, erased)).cam).relu()
-                    erased = torch.maximum(erased, self._found(maps, tags * kept[k], images))
-        finally:
-            earlier.train(self.training)
+        with evaluating(earlier), torch.no_grad():
+            for k, member in enumerate(earlier):
+                maps = wide(member(self._filled(images, erased)).cam).relu()
+                erased = torch.maximum(erased, self._found(maps, tags * kept[k], images))
         return self._filled(images, erased), self._some_left(images, erased)
 
     def note(self, step: int, losses: Tensor, weights: Tensor) -> None:

@@ -46,6 +46,14 @@ def photographs(n: int = 2, height: int = 48, width: int = 64, seed: int = 1) ->
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 255
 
 
+def state_of(model: nn.Module) -> list[object]:
+    """Modes of all modules, their hooks, autograd's modes."""
+    modules = [
+        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()
+    ]
+    return [modules, torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+
+
 class Linear(nn.Module):
     """A layer of a 1x1 convolution without a bias, and a head over its maps."""
 

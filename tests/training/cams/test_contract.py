@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.training.cams.networks import classifier_for, photographs
+from tests.training.cams.networks import classifier_for, photographs, state_of
 from training import cams
 from training.losses import multilabel_soft_margin
 
@@ -80,14 +80,6 @@ class Stumbling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("stumbled")
-
-
-def state_of(model: nn.Module) -> list[object]:
-    """Modes of all modules, their hooks, autograd's modes."""
-    modules = [
-        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()
-    ]
-    return [modules, torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
 
 
 @every_method

@@ -16,7 +16,7 @@ from training.models import build_backbone
 from training.models.erasing import ErasingClassifier
 from training.step import Moment
 from weakseg import presets
-from weakseg.datasets import read
+from weakseg.datasets import Dataset, read
 from weakseg.progress import Progress
 from weakseg.recipe import BackboneConfig, Recipe, TrainConfig
 
@@ -68,9 +68,9 @@ def with_method(recipe: Recipe, method: str, epochs: int = 2) -> Recipe:
     return replace(recipe, backbone=backbone_for(method), train=replace(recipe.train, optim=optim))
 
 
-def real_batch(recipe: Recipe, folder: Path, n: int = 4) -> Batch:
-    """The first images of a recipe's training split, with the labels that its method makes."""
-    dataset = read(recipe.data, recipe.data.train)
+def real_batch(recipe: Recipe, folder: Path, n: int = 4, dataset: Dataset | None = None) -> Batch:
+    """The first images of a dataset, or of the recipe's training split, with the labels that its method makes."""
+    dataset = read(recipe.data, recipe.data.train) if dataset is None else dataset
     method: Any = methods.get(recipe.train.method)
     labels = None
     if hasattr(method, "labels_of"):
