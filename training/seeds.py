@@ -31,28 +31,31 @@ from weakseg.files import write_bytes_atomic
 from weakseg.image import read_image
 from weakseg.masks.png import labels_from_png, png_from_labels, provenance_text
 from weakseg.progress import Progress
-from weakseg.recipe import OptimConfig, Recipe, SecConfig
+from weakseg.recipe import GuidedConfig, OptimConfig, Recipe, SecConfig
 from weakseg.run_folder import cam_path, mask_path
 
 FOLDER = "seeds"  # in the folder of the stage
 LABELS = "labels"  # in that
 
 
-def shared_out(optim: OptimConfig, share: float, lr_scale: float = 1.0) -> tuple[OptimConfig, OptimConfig]:
-    """The budget in two: `share` of its epochs for the classifier that makes seeds, the rest for who learns from them.
+def shared_out(optim: OptimConfig, config: SecConfig | GuidedConfig) -> tuple[OptimConfig, OptimConfig]:
+    """The budget in two: `seeds_share` of its epochs for the classifier that makes seeds, and what is left.
 
-    The rest has `lr_scale` of the learning rate.
+    Who learns from seeds does so at `lr_scale` of the learning rate.
 
     Raises:
-        ConfigError: one of them gets no epoch.
+        ConfigError: one of them gets no epoch, or no learning rate.
     """
-    epochs = round(optim.epochs * share)
+    if not config.lr_scale > 0:
+        raise ConfigError(f"lr_scale must be above 0, got {config.lr_scale:g}: 0.1 is the default")
+    epochs = round(optim.epochs * config.seeds_share)
     if not 0 < epochs < optim.epochs:
         raise ConfigError(
             f"expected seeds_share to leave an epoch for the classifier that makes seeds and one for the method, got "
-            f"{share:g} of {optim.epochs} epochs: raise train.optim.epochs or choose a share nearer to 0.5"
+            f"{config.seeds_share:g} of {optim.epochs} epochs: raise train.optim.epochs or choose a share nearer to 0.5"
         )
-    return replace(optim, epochs=epochs), replace(optim, epochs=optim.epochs - epochs, lr=lr_scale * optim.lr)
+    rest = replace(optim, epochs=optim.epochs - epochs, lr=config.lr_scale * optim.lr)
+    return replace(optim, epochs=epochs), rest
 
 
 def make_seed_maps(recipe: Recipe, dataset: Dataset, folder: Path, optim: OptimConfig, progress: Progress) -> None:
@@ -119,7 +122,7 @@ def make_seed_labels(
     Raises:
         ConfigError, DatasetError: a budget that cannot be shared out, saliency maps that cannot be used.
     """
-    optim, _ = shared_out(recipe.train.optim, config.seeds_share)
+    optim, _ = shared_out(recipe.train.optim, config)
     salient_of = saliency_of(config.saliency, dataset, folder, progress)  # before the training: it may refuse
     make_seed_maps(recipe, dataset, folder, optim, progress)
     fields = {"mask": "seeds", "recipe": recipe.name, "seed": recipe.seed}

@@ -23,7 +23,7 @@ from weakseg.errors import ConfigError, DatasetError
 from weakseg.files import write_bytes_atomic
 from weakseg.masks.png import labels_from_png, png_from_labels, provenance_of
 from weakseg.progress import Progress
-from weakseg.recipe import BackboneConfig, OptimConfig, Recipe, SaliencyConfig, SecConfig
+from weakseg.recipe import BackboneConfig, GuidedConfig, OptimConfig, Recipe, SaliencyConfig, SecConfig
 
 QUIET = Progress("silent")
 
@@ -42,7 +42,7 @@ def labels_of(
 
 @pytest.mark.parametrize(("epochs", "share", "first"), [(6, 0.5, 3), (10, 0.25, 2), (2, 0.5, 1), (3, 0.6, 2)])
 def test_epochs_are_shared_out(epochs: int, share: float, first: int) -> None:
-    one, other = shared_out(OptimConfig(epochs=epochs, lr=0.3), share)
+    one, other = shared_out(OptimConfig(epochs=epochs, lr=0.3), SecConfig(seeds_share=share, lr_scale=1.0))
     assert (one.epochs, other.epochs) == (first, epochs - first)
     assert replace(one, epochs=epochs) == replace(other, epochs=epochs) == OptimConfig(epochs=epochs, lr=0.3)
 
@@ -50,7 +50,15 @@ def test_epochs_are_shared_out(epochs: int, share: float, first: int) -> None:
 @pytest.mark.parametrize(("epochs", "share"), [(1, 0.5), (4, 0.0), (4, 1.0), (4, 0.1)])
 def test_a_budget_of_nothing_is_refused(epochs: int, share: float) -> None:
     with pytest.raises(ConfigError, match="raise train.optim.epochs or choose a share nearer to 0.5"):
-        shared_out(OptimConfig(epochs=epochs), share)
+        shared_out(OptimConfig(epochs=epochs), SecConfig(seeds_share=share))
+
+
+@pytest.mark.parametrize("config", [SecConfig(lr_scale=0.25), GuidedConfig(lr_scale=0.25)])
+def test_seeds_are_learnt_from_at_a_share_of_the_learning_rate(config: SecConfig | GuidedConfig) -> None:
+    one, other = shared_out(OptimConfig(epochs=6, lr=0.2), config)
+    assert (one.lr, other.lr) == (0.2, 0.05)
+    with pytest.raises(ConfigError, match="lr_scale must be above 0, got -1"):
+        shared_out(OptimConfig(epochs=6), replace(config, lr_scale=-1.0))
 
 
 # Seeds of drawn maps --------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
-    return shared_out(config.optim, config.dsrg.seeds_share, config.dsrg.lr_scale)[1]
+    return shared_out(config.optim, config.dsrg)[1]
 
 
 def losses_of(config: TrainConfig) -> Losses:

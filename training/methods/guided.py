@@ -61,7 +61,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
     """Writes saliency/, seeds/ and guides/<split>/<id>.png; goes on where it stopped. Each process makes a share."""
     config = recipe.train.guided
     check(config)
-    optim, _ = shared_out(recipe.train.optim, config.seeds_share)
+    optim, _ = shared_out(recipe.train.optim, config)
     salient_of = saliency_of(config.saliency, dataset, folder, progress)  # before the training: it may refuse
     make_seed_maps(recipe, dataset, folder, optim, progress)
     labels = GuideLabels(folder, dataset.split)
@@ -78,7 +78,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
-    return shared_out(config.optim, config.guided.seeds_share, config.guided.lr_scale)[1]
+    return shared_out(config.optim, config.guided)[1]
 
 
 def losses_of(config: TrainConfig) -> Losses:
@@ -100,8 +100,6 @@ def check(config: GuidedConfig) -> None:
             f"train.guided: expected seed and salient in (0, 1] and smallest in [0, 1), got {config.seed:g}, "
             f"{config.salient:g} and {config.smallest:g}: the authors have 0.2, 0.5 and 0.01"
         )
-    if not config.lr_scale > 0:
-        raise ConfigError(f"train.guided.lr_scale must be above 0, got {config.lr_scale:g}: 0.1 is the default")
     if config.rule == "g2":
         crf.check_available(CRF.backend)
 

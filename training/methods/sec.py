@@ -54,7 +54,7 @@ def labels_of(recipe: Recipe, dataset: Dataset, folder: Path, progress: Progress
 
 
 def optim_of(config: TrainConfig) -> OptimConfig:
-    return shared_out(config.optim, config.sec.seeds_share, config.sec.lr_scale)[1]
+    return shared_out(config.optim, config.sec)[1]
 
 
 def losses_of(config: TrainConfig) -> Losses:
@@ -78,8 +78,6 @@ def losses(model: nn.Module, batch: Batch, moment: Moment, config: SecConfig) ->
 def check(config: SecConfig, section: str) -> None:
     """Raises ConfigError when a setting is none that seeds and losses can be made with."""
     decays = config.expand_decay, config.background_decay
-    if not config.lr_scale > 0:
-        raise ConfigError(f"train.{section}.lr_scale must be above 0, got {config.lr_scale:g}: 0.1 is the default")
     if not (0 < config.seed <= 1 and 0 <= config.background < 1 and 0 <= min(decays) <= max(decays) <= 1):
         raise ConfigError(
             f"train.{section}: expected seed in (0, 1], background in [0, 1) and decays in [0, 1], got seed "

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,11 +49,9 @@ class Images:
             output([*pip, *options, "--dest", str(folder), "--requirement", lock])
         return folder
 
-    def build(self, name, wheels_of=None):
-        """A container of the image, from the wheels of its lock or of another that has them all.
-
-        Returns: its name, version, config, container and files below `root`.
-        """
+    @contextmanager
+    def built(self, name, wheels_of=None):
+        """The image, from the wheels of its lock or of another that has them all: name, version, config, `root`."""
         builder = {
             "BUILDER": "buildah",
             "BASE": self.base,
@@ -65,11 +64,9 @@ class Images:
         container = self.buildah("from", f"localhost/weakseg/{name}:{self.version}")
         config = json.loads(self.buildah("inspect", "--type", "container", container))["Docker"]["config"]
         root = Path(self.buildah("mount", container))
-        return SimpleNamespace(name=name, version=self.version, config=config, container=container, root=root)
-
-    def remove(self, image):
-        self.buildah("umount", image.container)
-        self.buildah("rm", image.container)
+        yield SimpleNamespace(name=name, version=self.version, config=config, root=root)
+        self.buildah("umount", container)
+        self.buildah("rm", container)
 
     def close(self):
         self.buildah("umount", "--all")
@@ -90,73 +87,79 @@ def images(tmp_path_factory):
     made.close()
 
 
-@pytest.fixture(scope="session")
-def specification(tmp_path_factory):
-    """A function: an image to the config of an OCI runtime, as Kubernetes makes it.
-
-    args, cwd: instead of those of the image. mounts: {folder here: (folder inside, "ro" or "rw")}.
-    read_only: whether its root is, beside the emptyDir at /tmp. network: a namespace by its path; the host's.
-    """
-
-    hosts = tmp_path_factory.mktemp("etc") / "hosts"  # Kubernetes and Docker write one, images have none
-    hosts.write_text("127.0.0.1 localhost\n")
-
-    def specification(image, *, args=None, cwd=None, environment=(), mounts=None, read_only=True, network=None):
-        strict = ["nosuid", "nodev"]
-        tmpfs = ["mode=1777", *strict]
-        namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]
-        if network:
-            namespaces.append({"type": "network", "path": network})
-        bound = [
-            {"destination": inside, "type": "bind", "source": str(here), "options": ["bind", mode, *strict]}
-            for here, (inside, mode) in {hosts: ("/etc/hosts", "ro"), **(mounts or {})}.items()
-        ]
-        return {
-            "ociVersion": "1.0.0",
-            "process": {
-                "user": dict(zip(("uid", "gid"), map(int, image.config["User"].split(":")), strict=True)),
-                "args": args or image.config["Entrypoint"] + image.config["Cmd"],
-                "env": [*image.config["Env"], *environment],
-                "cwd": cwd or image.config["WorkingDir"],
-                "capabilities": {},
-                "noNewPrivileges": True,
-            },
-            "root": {"path": str(image.root), "readonly": read_only},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
-                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": tmpfs},
-                {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": tmpfs},
-                *bound,
-            ],
-            "linux": {"namespaces": namespaces},
-        }
-
-    return specification
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder that user 10001 may write to."""
+    folder = tmp_path_factory.mktemp("data")
+    folder.chmod(0o777)
+    return folder
 
 
 @pytest.fixture
-def run(specification, tmp_path):
-    """A function that starts a container of an image with a name, `args` and what `specification` takes.
+def run(tmp_path):
+    """`running`, to the end of the test, in a folder of its own."""
+    with ExitStack() as stack:
 
-    Returns: its id, process and log. All of them go in the end.
+        def run(image, name, args, **options):
+            (tmp_path / name).mkdir()
+            return stack.enter_context(running(image, tmp_path / name, args=args, **options))
+
+        yield run
+
+
+@contextmanager
+def running(image, folder, **options):
+    """A container of the image; options are those of `specification`. Its id, process and log; it goes in the end."""
+    hosts = folder / "hosts"  # Kubernetes and Docker write one, images have none
+    hosts.write_text("127.0.0.1 localhost\n")
+    (folder / "config.json").write_text(json.dumps(specification(image, hosts, **options)))
+    id_, log = f"weakseg-{os.getpid()}-{image.name}-{folder.name}", folder / "log.txt"
+    with open(log, "w") as opened:
+        process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=opened, stderr=opened)
+    try:
+        yield SimpleNamespace(id=id_, process=process, log=log)
+    finally:
+        subprocess.run(["runc", "delete", "--force", id_], capture_output=True, check=False)
+        process.wait()
+
+
+def specification(
+    image, hosts, *, args=None, cwd=None, environment=(), mounts=None, read_only=True, tmp="64m", network=None
+):
+    """A config of an OCI runtime, as Kubernetes makes it.
+
+    args, cwd: instead of those of the image. mounts: {folder here: (folder inside, "ro" or "rw")}. read_only: whether
+    its root is, beside the emptyDir of size `tmp` at /tmp. network: a namespace by its path; else the host's.
     """
-    started = []
-
-    def run(image, name, args, **options):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(specification(image, args=args, **options)))
-        id_, log = f"weakseg-{image.name}-{os.getpid()}-{name}", folder / "log.txt"
-        with open(log, "w") as opened:
-            process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=opened, stderr=opened)
-        started.append(SimpleNamespace(id=id_, log=log, process=process))
-        return started[-1]
-
-    yield run
-    for one in started:
-        subprocess.run(["runc", "delete", "--force", one.id], capture_output=True, check=False)
-        one.process.wait()
+    strict = ["nosuid", "nodev"]
+    everybodys = ["mode=1777", *strict]
+    namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]
+    if network:
+        namespaces.append({"type": "network", "path": network})
+    bound = [
+        {"destination": inside, "type": "bind", "source": str(here), "options": ["bind", mode, *strict]}
+        for here, (inside, mode) in {hosts: ("/etc/hosts", "ro"), **(mounts or {})}.items()
+    ]
+    return {
+        "ociVersion": "1.0.0",
+        "process": {
+            "user": dict(zip(("uid", "gid"), map(int, image.config["User"].split(":")), strict=True)),
+            "args": args or image.config["Entrypoint"] + image.config["Cmd"],
+            "env": [*image.config["Env"], *environment],
+            "cwd": cwd or image.config["WorkingDir"],
+            "capabilities": {},
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(image.root), "readonly": read_only},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=1m"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": everybodys},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [*everybodys, f"size={tmp}"]},
+            *bound,
+        ],
+        "linux": {"namespaces": namespaces},
+    }
 
 
 def output(command, **options):

@@ -28,20 +28,16 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def image(images):
-    built = images.build("batch")
-    yield built
-    images.remove(built)
+    with images.built("batch") as built:
+        yield built
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder that user 10001 may write to, with images."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "images").mkdir()
+@pytest.fixture(scope="module", autouse=True)
+def pictures(data):
+    """What is to be labelled."""
+    (data / "images").mkdir()
     for i in range(IMAGES):
-        Image.fromarray(colours(i)).save(folder / "images" / f"image-{i:02}.png")
-    folder.chmod(0o777)
-    return folder
+        Image.fromarray(colours(i)).save(data / "images" / f"image-{i:02}.png")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def hosts():
 @pytest.fixture
 def start(run, image, data):
     """A function that starts a container of the image on `data` and the toy bundle."""
-    return partial(run, image, mounts={data: ("/data", "rw"), BUNDLE: ("/models", "ro")})
+    return partial(run, image, tmp="8g", mounts={data: ("/data", "rw"), BUNDLE: ("/models", "ro")})
 
 
 @pytest.fixture(scope="module")

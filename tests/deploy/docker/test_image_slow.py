@@ -5,18 +5,17 @@ The network is the host's, on free ports of the loopback interface: the tests ne
 """
 
 import json
-import os
 import socket
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
 from benchmarks.line import line
+from tests.deploy.docker.conftest import running
 from weakseg.client import Client
 from weakseg.errors import OutputUnsupportedError
 
@@ -30,39 +29,25 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=LIMIT_MB)
 def image(request, images):
     """The image, built, without the shells of its base."""
-    built = images.build(request.param, wheels_of="serve-cpu-crf")  # which has all of serve-cpu's, and more
-    for shell in ("bash", "dash", "sh", "rbash"):  # nobody needs one
-        (built.root / "usr" / "bin" / shell).unlink(missing_ok=True)
-    yield built
-    images.remove(built)
+    with images.built(request.param, wheels_of="serve-cpu-crf") as built:  # which has all of serve-cpu's, and more
+        for shell in ("bash", "dash", "sh", "rbash"):  # nobody needs one
+            (built.root / "usr" / "bin" / shell).unlink(missing_ok=True)
+        yield built
 
 
 @pytest.fixture(scope="module")
-def container(image, tmp_path_factory, specification):
-    """The image, run on the toy bundle until it is ready: its ports, `id`, `process`."""
+def container(image, tmp_path_factory):
+    """The image, run on the toy bundle until it is ready: its `target`, metrics_port, ready_s, id, process and log."""
     folder = tmp_path_factory.mktemp("container")
     port, metrics_port = free_port(), free_port()
     settings = [f"WEAKSEG_PORT={port}", f"WEAKSEG_METRICS_PORT={metrics_port}", "WEAKSEG_HOST=127.0.0.1"]
     models = {ROOT / "tests" / "data" / "bundles": ("/models", "ro")}
-    (folder / "config.json").write_text(json.dumps(specification(image, environment=settings, mounts=models)))
-    id_ = f"weakseg-{os.getpid()}-{image.name}"
-    started = time.monotonic()
-    with open(folder / "log.txt", "w") as log:
-        process = subprocess.Popen(["runc", "run", "--bundle", str(folder), id_], stdout=log, stderr=log)
-    try:
-        wait_until_ready(metrics_port, process, folder / "log.txt")
-        seconds = time.monotonic() - started
-        yield SimpleNamespace(
-            target=f"127.0.0.1:{port}",
-            metrics_port=metrics_port,
-            id=id_,
-            process=process,
-            ready_s=seconds,
-            folder=folder,
-        )
-    finally:
-        subprocess.run(["runc", "delete", "--force", id_], capture_output=True, check=False)
-        process.wait()
+    began = time.monotonic()
+    with running(image, folder, environment=settings, mounts=models) as started:
+        wait_until_ready(metrics_port, started.process, started.log)
+        started.ready_s = time.monotonic() - began
+        started.target, started.metrics_port = f"127.0.0.1:{port}", metrics_port
+        yield started
 
 
 def test_its_config_is_what_a_cluster_asks_for(image):
@@ -148,7 +133,7 @@ def test_sigterm_stops_it_in_order(container):
     """The last test of the image: the container is gone after it."""
     subprocess.run(["runc", "kill", container.id, "TERM"], check=True)
     assert container.process.wait(timeout=60) == 0
-    lines = [json.loads(text) for text in (container.folder / "log.txt").read_text().splitlines() if text[:1] == "{"]
+    lines = [json.loads(text) for text in container.log.read_text().splitlines() if text[:1] == "{"]
     assert lines[-1]["message"] == "stopped" and lines[-1]["all_finished"] is True
 
 

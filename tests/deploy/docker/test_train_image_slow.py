@@ -21,26 +21,18 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def image(images):
-    built = images.build("train")
-    yield built
-    images.remove(built)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder that user 10001 may write to, with a few scenes."""
-    folder = tmp_path_factory.mktemp("data")
-    sizes = ["--n-train", "16", "--n-val", "4", "--n-tune", "4"]
-    assert main(["data", "make-synthetic", str(folder / "scenes"), *sizes]) == 0
-    folder.chmod(0o777)
-    return folder
+    with images.built("train") as built:
+        yield built
 
 
 def test_the_training_job_from_scenes_to_a_bundle(run, image, data):
+    sizes = ["--n-train", "16", "--n-val", "4", "--n-tune", "4"]
+    assert main(["data", "make-synthetic", str(data / "scenes"), *sizes]) == 0
     (container,) = yaml.safe_load(JOB.read_text())["spec"]["template"]["spec"]["containers"]
     args = container["args"]
     command = [*container["command"], *args[: args.index("run") + 1], *shlex.split(RECIPE)]
-    trained = run(image, "train", command, cwd=container["workingDir"], mounts={data: ("/data", "rw")})
+    mounts = {data: ("/data", "rw")}
+    trained = run(image, "train", command, cwd=container["workingDir"], tmp="8g", mounts=mounts)
     assert trained.process.wait(timeout=TIMEOUT_S) == 0, trained.log.read_text()
     (report,) = (data / "runs" / "synthetic").glob("report.html")
     assert report.stat().st_size > 0
