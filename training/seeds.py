@@ -131,8 +131,8 @@ def make_seed_labels(
     todo = [sample for sample in share if not _labels_path(folder, dataset.split, sample).is_file()]
     for sample in progress.each(todo, "seed labels", total=len(todo)):
         cam = seed_map(folder, dataset, sample)
-        salient, n_classes = salient_of(sample), len(dataset.classes)
-        labels = seed_labels(cam.cam01(), cam.classes, salient, n_classes, config.seed, config.background)
+        salient = salient_of(sample) if sample.tags else None
+        labels = seed_labels(cam.cam01(), cam.classes, salient, len(dataset.classes), config.seed, config.background)
         png = png_from_labels(labels, voc_palette(), text)
         write_bytes_atomic(_labels_path(folder, dataset.split, sample), png)
     distributed.wait()
