@@ -159,6 +159,7 @@ JOB := onnxruntime==1.31.1 numpy==2.4.6 opencv-python-headless==5.0.0.93
 .venv-peer-triton/.installed: PEER := nvidia-pytriton==0.7.0 onnxruntime==1.31.1 numpy==1.26.4 opencv-python-headless==4.11.0.86
 .venv-peer-weakseg/.installed: PEER := -c constraints.txt -e .[serve]
 PEERS := $(patsubst %,.venv-peer-%/.installed,bentoml kserve litserve mlserver ray torchserve triton weakseg)
+.venv-peer-weakseg/.installed: pyproject.toml constraints.txt
 $(PEERS): Makefile
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)

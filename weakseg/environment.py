@@ -18,6 +18,7 @@ from weakseg.version import __version__
 PACKAGES = (
     "numpy",
     "opencv-python-headless",
+    "simplejpeg",
     "pillow",
     "torch",
     "onnx",

@@ -46,10 +46,40 @@ def test_lossless_formats_give_the_pixels_that_were_saved(file_format: str) -> N
     np.testing.assert_array_equal(image, RGB)
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}])
-def test_jpeg_equals_pillow(options: dict[str, object]) -> None:
-    data = encode(Image.fromarray(RGB), "JPEG", **options)
-    np.testing.assert_array_equal(read_image(data), np.asarray(Image.open(io.BytesIO(data))))
+@settings(max_examples=200, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    options=st.fixed_dictionaries(
+        {"quality": st.sampled_from([5, 75, 100])},
+        optional={
+            "progressive": st.just(True),
+            "subsampling": st.integers(0, 2),
+            "restart_marker_rows": st.just(1),
+            "keep_rgb": st.just(True),
+        },
+    ),
+)
+def test_jpeg_equals_pillow(height: int, width: int, mode: str, options: dict[str, object]) -> None:
+    rng = np.random.default_rng(height * width)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+    if options.get("keep_rgb") and options.get("subsampling"):
+        del options["subsampling"]  # Pillow refuses both
+    data = encode(image, "JPEG", **options)
+    decoded = read_image(data)
+    np.testing.assert_array_equal(decoded, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert decoded.flags.c_contiguous and decoded.flags.writeable
+
+
+def test_a_jpeg_larger_than_its_first_header_says_is_damaged() -> None:
+    """Another frame header before the scan, of 60,000 x 60,000 pixels: nothing is allocated for it."""
+    data = encode(Image.fromarray(RGB), "JPEG")
+    at = data.index(b"\xff\xc0")
+    length = int.from_bytes(data[at + 2 : at + 4])
+    frame = data[at : at + 2 + length]
+    huge = frame[:5] + struct.pack(">HH", 60_000, 60_000) + frame[9:]
+    assert reason(data[:at] + frame + huge + data[at + 2 + length :]) == "IMAGE_UNDECODABLE"
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 80}])
