@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
@@ -70,6 +71,20 @@ class _Item:
     arrived: float = field(default_factory=monotonic)
 
 
+@dataclass(eq=False)
+class _Execution:
+    """A batch under way: first all of it, after a failure each of its images alone."""
+
+    key: Key
+    shares: bool
+    batches: deque[list[_Item]]  # still to be run
+    over: asyncio.Future[None]
+    items: list[_Item] = field(default_factory=list)  # what runs now
+    work: Future[list[Arrays]] | None = None
+    started: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
 class Batcher:
     """Collects images per key and priority and runs each batch in a thread of its own pool.
 
@@ -113,11 +128,11 @@ class Batcher:
         self._depth = 0
         self._free = self._workers = workers
         self._alone = False  # whether what runs must be alone
-        self._wake = asyncio.Event()
         self._pool = self._new_pool()
         self._given_up: set[Future[list[Arrays]]] = set()
-        self._dispatcher: asyncio.Task[None] | None = None
-        self._executions: set[asyncio.Task[None]] = set()
+        self._executions: set[_Execution] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
+        self._due: asyncio.Handle | None = None  # the next `_start`
 
     @property
     def depth(self) -> int:
@@ -130,22 +145,21 @@ class Batcher:
         return len(self._given_up)
 
     def start(self) -> None:
-        self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name="batcher")
+        self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
         """Stop; whatever still waits is cancelled for its caller, and what runs given up if it does not end soon."""
-        if self._dispatcher is not None:
-            self._dispatcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._dispatcher
+        self._loop = None
+        if self._due is not None:
+            self._due.cancel()
         for item in itertools.chain.from_iterable(self._lanes.values()):
             item.answer.cancel()
         self._lanes.clear()
         self._set_depth(0)
         while self._executions:
             await self.wait_running(CLOSE_S)
-            for execution in self._executions:
-                execution.cancel()
+            for execution in self._executions.copy():
+                self._give_up(execution)
         self._pool.shutdown()  # nothing runs in it
 
     async def submit(
@@ -175,16 +189,16 @@ class Batcher:
             QueueFullError: `limit` images wait already.
             DeadlineTooShortError: no batch could start in time.
         """
-        if self._dispatcher is None or self._dispatcher.done():
+        if self._loop is None:
             raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
         if self._depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         most = self.max_batch if most is None else max(1, min(most, self.max_batch))
-        item = _Item(image, run, beside, most, deadline, asyncio.get_running_loop().create_future(), member)
+        item = _Item(image, run, beside, most, deadline, self._loop.create_future(), member)
         lane = (key, priority)
         self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
-        self._wake.set()
+        self._go_on()
         try:
             return await item.answer
         except asyncio.CancelledError:
@@ -194,14 +208,22 @@ class Batcher:
     async def wait_running(self, timeout_s: float | None = None) -> None:
         """Until what runs now has ended, or was given up."""
         if self._executions:
-            await asyncio.wait(self._executions.copy(), timeout=timeout_s)
+            await asyncio.wait([execution.over for execution in self._executions], timeout=timeout_s)
 
-    async def _dispatch(self) -> None:
-        while True:
-            self._wake.clear()
-            wait_s = self._start_what_can() if self._free else None
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+    def _go_on(self, after_s: float = 0.0) -> None:
+        """See what can be started: soon, so that images that come together are seen together, or after a time."""
+        if isinstance(self._due, asyncio.TimerHandle):
+            self._due.cancel()
+        elif self._due is not None:
+            return
+        if self._loop is not None:
+            self._due = self._loop.call_later(after_s, self._start) if after_s else self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._due = None
+        wait_s = self._start_what_can() if self._free else None
+        if wait_s is not None:
+            self._go_on(wait_s)
 
     def _start_what_can(self) -> float | None:
         """Start batches while threads are free; the seconds until the next may start, None = nothing waits for time."""
@@ -221,9 +243,10 @@ class Batcher:
                 return None
             self._free -= 1
             self._alone = not shares
-            execution = asyncio.get_running_loop().create_task(self._execute(lane[0], self._take(lane), shares))
+            over = asyncio.get_running_loop().create_future()
+            execution = _Execution(lane[0], shares, deque([self._take(lane)]), over)
             self._executions.add(execution)
-            execution.add_done_callback(self._executions.discard)
+            self._run_next(execution)
         return None
 
     def _starts_at(self, items: deque[_Item]) -> float:
@@ -269,59 +292,83 @@ class Batcher:
                     DeadlineTooShortError(f"too little time is left after {waited_ms:.0f} ms in the queue: allow more")
                 )
 
-    async def _execute(self, key: Key, items: list[_Item], shares: bool) -> None:
-        """A batch, and after a failure each of its images alone."""
-        batches = deque([items])
-        try:
-            while batches:
-                batch = [item for item in batches.popleft() if not item.answer.done()]
-                error = await self._attempt(key, batch, shares) if batch else None
-                if error is not None and len(batch) > 1 and not isinstance(error, ExecutionTimeoutError):
-                    batches.extend([item] for item in batch)
-                elif error is not None:
-                    _fail(batch, error)
-        finally:
-            self._free += 1
-            self._alone = self._alone and shares
-            self._wake.set()
+    def _run_next(self, execution: _Execution) -> None:
+        """Hand the next of its batches to a thread; without one it is over."""
+        loop = execution.over.get_loop()
+        while execution.batches:
+            execution.items = [item for item in execution.batches.popleft() if not item.answer.done()]
+            if not execution.items:
+                continue
+            execution.started = monotonic()
+            first = execution.items[0]
+            run = first.beside if execution.shares and first.beside is not None else first.run
+            try:
+                work = self._pool.submit(_run, run, [item.image for item in execution.items])
+            except RuntimeError as refused:  # no thread can be started
+                self._settle(execution, refused)
+                continue
+            execution.work = work
+            if self.timeout_s is not None:
+                execution.timer = loop.call_later(self.timeout_s, self._give_up, execution)
+            work.add_done_callback(partial(self._tell, loop, execution))
+            return
+        self._executions.discard(execution)
+        execution.over.set_result(None)
+        self._free += 1
+        self._alone = self._alone and execution.shares
+        self._go_on()
 
-    async def _attempt(self, key: Key, items: list[_Item], shares: bool) -> Exception | None:
-        """One execution: answers its callers, or tells why it cannot."""
-        started = monotonic()
-        try:
-            run = items[0].beside if shares and items[0].beside is not None else items[0].run
-            work = self._pool.submit(_run, run, [item.image for item in items])
-        except RuntimeError as refused:  # no thread can be started
-            return refused
-        ended = asyncio.wrap_future(work)
-        # Cancelled only when the batcher closes, and then over in a moment: there is nobody left to tell.
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait({ended}, timeout=self.timeout_s)
-        infer_s = monotonic() - started
-        error: BaseException | None
-        if ended.done():
-            error = ended.exception()
-        else:
-            ended.cancel()
-            error = self._give_up(work, infer_s)
-        assert error is None or isinstance(error, Exception)  # `_run` sees to it
-        if error is None:
-            for item, outputs in zip(items, ended.result(), strict=True):
-                del item.image  # or this frame, on the event loop, might be the last to hold it
-                if not item.answer.done():
-                    item.answer.set_result(BatchAnswer(outputs, len(items), started - item.arrived, infer_s))
-        if self._on_batch:
-            members = tuple((item.member, item.arrived) for item in items)
-            self._on_batch(BatchRecord(key, len(items), infer_s, error, started, members))
-        return error
+    def _tell(self, loop: asyncio.AbstractEventLoop, execution: _Execution, work: Future[list[Arrays]]) -> None:
+        """In the thread: what was given up may end when nobody is there to hear it."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._ended, execution, work)
 
-    def _give_up(self, work: Future[list[Arrays]], after_s: float) -> ExecutionTimeoutError:
+    def _ended(self, execution: _Execution, work: Future[list[Arrays]]) -> None:
+        if execution.work is work:
+            self._settle(execution, work.exception())
+            self._run_next(execution)
+
+    def _give_up(self, execution: _Execution) -> None:
         """Leave its thread to it; others from now on."""
+        work = execution.work
+        assert work is not None  # an execution without is over
+        if work.done():  # just now: `_ended` is about to be called
+            return
+        execution.work = None
         self._given_up.add(work)
         work.add_done_callback(self._given_up.discard)
+        work.cancel()
         self._pool.shutdown(wait=False)
         self._pool = self._new_pool()
-        return ExecutionTimeoutError(f"an execution was given up after {after_s:.1f} s: it may never end")
+        after_s = monotonic() - execution.started
+        self._settle(
+            execution, ExecutionTimeoutError(f"an execution was given up after {after_s:.1f} s: it may never end")
+        )
+        self._run_next(execution)
+
+    def _settle(self, execution: _Execution, error: BaseException | None) -> None:
+        """What has run is answered, or is to be run again image by image, or has failed."""
+        items, execution.items = execution.items, []
+        work, execution.work = execution.work, None
+        timer, execution.timer = execution.timer, None
+        if timer is not None:
+            timer.cancel()
+        assert error is None or isinstance(error, Exception)  # `_run` sees to it
+        infer_s = monotonic() - execution.started
+        if error is None:
+            assert work is not None
+            for item, outputs in zip(items, work.result(), strict=True):
+                del item.image  # or this frame, on the event loop, might be the last to hold it
+                if not item.answer.done():
+                    queue_s = execution.started - item.arrived
+                    item.answer.set_result(BatchAnswer(outputs, len(items), queue_s, infer_s))
+        if self._on_batch:
+            members = tuple((item.member, item.arrived) for item in items)
+            self._on_batch(BatchRecord(execution.key, len(items), infer_s, error, execution.started, members))
+        if error is not None and len(items) > 1 and not isinstance(error, ExecutionTimeoutError):
+            execution.batches.extend([item] for item in items)
+        elif error is not None:
+            _fail(items, error)
 
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._workers, thread_name_prefix="runner")
