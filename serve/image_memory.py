@@ -6,7 +6,6 @@ A file of 10 KB may be 80 megapixels, and as many requests as the queue takes ma
 from __future__ import annotations
 
 import asyncio
-import threading
 from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,7 +23,7 @@ class ImageMemory:
     there is at all goes alone. A request takes everything at once, so that none waits while it holds what another waits
     for.
 
-    Belongs to one event loop, but for `Lease.take_now`.
+    Belongs to one event loop.
 
     Args:
         on_change: is told how many bytes are taken, and how many wait.
@@ -36,33 +35,21 @@ class ImageMemory:
         self._bulk_wait_s = bulk_wait_s
         self._on_change = on_change
         self._line: list[Lease] = []  # the first goes next
-        self._lock = threading.Lock()
 
     def lease(self, priority: Priority) -> Lease:
         return Lease(self, priority)
 
     def _join(self, lease: Lease) -> None:
         lease.turn = monotonic() + (self._bulk_wait_s if lease.priority == "bulk" else 0.0)
-        with self._lock:
-            insort(self._line, lease, key=lambda one: one.turn)
-            self._admit()
-
-    def _join_now(self, lease: Lease, n_bytes: int) -> bool:
-        with self._lock:
-            if self._line or (self.taken_bytes and self.taken_bytes + n_bytes > self.limit_bytes):
-                return False
-            lease.n_bytes = n_bytes
-            self.taken_bytes += n_bytes
-            self._on_change(self.taken_bytes, 0)
-        return True
+        insort(self._line, lease, key=lambda one: one.turn)
+        self._admit()
 
     def _leave(self, lease: Lease) -> None:
-        with self._lock:
-            if lease in self._line:
-                self._line.remove(lease)
-            else:
-                self.taken_bytes -= lease.n_bytes
-            self._admit()
+        if lease in self._line:
+            self._line.remove(lease)
+        else:
+            self.taken_bytes -= lease.n_bytes
+        self._admit()
 
     def _admit(self) -> None:
         while self._line and (not self.taken_bytes or self.taken_bytes + self._line[0].n_bytes <= self.limit_bytes):
@@ -89,10 +76,6 @@ class Lease:
         self.n_bytes = n_bytes
         self._memory._join(self)
         await self.admitted
-
-    def take_now(self, n_bytes: int) -> bool:
-        """Take these bytes, in any thread, if that lets nobody wait longer; else nothing. Instead of `take`."""
-        return self._memory._join_now(self, n_bytes)
 
     def keep_until(self, work: Future[Any]) -> None:
         """A thread goes on, whose caller is about to leave."""

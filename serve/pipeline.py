@@ -190,11 +190,9 @@ class Pipeline:
             OutputUnsupportedError: the server lacks what an output needs.
         """
         with self.admission.request(1, job.model, job.priority), self.image_memory.lease(job.priority) as lease:
-            need, held = await self._in(self._decoders, lease, self._decode_now, job, lease)
-            if not held:
-                await lease.take(need)
-                self.admission.unread.check(inside=True)  # of those that it has waited for
-                held = [await self._in(self._decoders, lease, self._decode, job)]
+            await lease.take(await self._need(job, lease))
+            self.admission.unread.check(inside=True)  # those before it, for which it has waited, may not have been read
+            held = [await self._in(self._decoders, lease, self._decode, job)]
             return await self._segment(job, lease, held, partial(self._encode, job, encode))
 
     async def segment_all(
@@ -234,7 +232,9 @@ class Pipeline:
         Raises:
             ImageError: what can be refused before it is decoded.
         """
-        return self._look(job) if job.n_pixels else await self._in(self._decoders, lease, self._look, job)
+        if job.n_pixels:
+            return job.n_pixels * BYTES_PER_RAW_PIXEL
+        return await self._in(self._decoders, lease, self._look, job)
 
     async def _segment(self, job: Job, lease: Lease, held: list[Decoded], then: Callable[[Answer], T]) -> T:
         """held: the image, which is taken out of it: the thread that is done with its arrays gives them back.
@@ -283,8 +283,6 @@ class Pipeline:
 
     def _look(self, job: Job) -> int:
         """`_need` of what may be a file. In a thread: only to copy 30 MiB out of a message takes milliseconds."""
-        if job.n_pixels:
-            return job.n_pixels * BYTES_PER_RAW_PIXEL
         image = job.image() if callable(job.image) else job.image
         if not isinstance(image, bytes):
             return image.size // 3 * BYTES_PER_RAW_PIXEL
@@ -292,11 +290,6 @@ class Pipeline:
         fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `_decode` would refuse later
         check_pixels(header, self._max_pixels)
         return header.n_pixels * BYTES_PER_PIXEL[header.format]
-
-    def _decode_now(self, job: Job, lease: Lease) -> tuple[int, list[Decoded]]:
-        """What `_need` says, and the image where there is room for it: without a change of threads in between."""
-        need = self._look(job)
-        return need, [self._decode(job)] if lease.take_now(need) else []
 
     def _decode(self, job: Job) -> Decoded:
         job.check_time()

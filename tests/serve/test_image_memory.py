@@ -108,41 +108,6 @@ def test_what_is_larger_than_the_memory_goes_alone():
     asyncio.run(test())
 
 
-def test_what_has_room_now_is_taken_unless_somebody_waits():
-    async def test():
-        told = Told(10)
-        with told.memory.lease("interactive") as first, told.memory.lease("interactive") as second:
-            assert first.take_now(8) and told.now == (8, 0)
-            assert not second.take_now(3) and told.now == (8, 0)
-            waiting = asyncio.create_task(use(told.memory, 5))
-            await asyncio.sleep(0)
-            assert not second.take_now(2) and told.now == (8, 1), "a small one does not pass one that waits"
-        assert told.now == (5, 0), "who took nothing gives nothing back"
-        await waiting
-        with told.memory.lease("interactive") as alone:
-            assert alone.take_now(25), "nobody is beside it"
-        assert told.now == (0, 0)
-
-    asyncio.run(test())
-
-
-def test_threads_never_take_more_than_there_is():
-    async def test():
-        told = Told(10)
-
-        async def one(pool, n_bytes):
-            with told.memory.lease("interactive") as lease:
-                work = asyncio.get_running_loop().run_in_executor(pool, lease.take_now, n_bytes)
-                if not await work:
-                    await lease.take(n_bytes)
-
-        with ThreadPoolExecutor(4) as pool:
-            await asyncio.gather(*(one(pool, 1 + i % 9) for i in range(400)))
-        assert told.now == (0, 0) and told.most <= 10
-
-    asyncio.run(test())
-
-
 def test_a_thread_that_goes_on_keeps_what_its_caller_took():
     async def test():
         told, gate = Told(10), threading.Event()
