@@ -147,7 +147,7 @@ class PuzzleCamConfig:
 class RecamConfig:
     """A second head tells the classes of an image apart, looking where each one's map is."""
 
-    weight: float = 1.0  # of its loss
+    weight: float = 0.05  # of its loss; the other one is a mean over classes, of which VOC has 20
     maps: Literal["product", "second"] = "product"  # by both heads' weights multiplied, or the second's
 
 
