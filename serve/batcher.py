@@ -132,7 +132,7 @@ class Batcher:
         self._given_up: set[Future[list[Arrays]]] = set()
         self._executions: set[_Execution] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
-        self._due: asyncio.Handle | None = None  # the next `_start`
+        self._due: asyncio.Handle | None = None  # the next `_dispatch`
 
     @property
     def depth(self) -> int:
@@ -217,9 +217,11 @@ class Batcher:
         elif self._due is not None:
             return
         if self._loop is not None:
-            self._due = self._loop.call_later(after_s, self._start) if after_s else self._loop.call_soon(self._start)
+            self._due = (
+                self._loop.call_later(after_s, self._dispatch) if after_s else self._loop.call_soon(self._dispatch)
+            )
 
-    def _start(self) -> None:
+    def _dispatch(self) -> None:
         self._due = None
         wait_s = self._start_what_can() if self._free else None
         if wait_s is not None:

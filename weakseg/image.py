@@ -179,8 +179,8 @@ def _decode(
 def _whole_jpeg(data: bytes, header: ImageHeader) -> NDArray[np.uint8] | None:
     """(H, W, 3) uint8 RGB as stored, of a JPEG that is not reduced; None = Pillow must read it, or say why not.
 
-    Both call libjpeg-turbo, so pixels are the same, but this takes them from it without Pillow's copies: half of the
-    time. Where that warns, this is an error; Pillow tells files that are damaged from those that are cut off.
+    Both call libjpeg-turbo, so pixels are the same, but this takes them from it without Pillow's copies: half to
+    two thirds of the time. Where that warns, this is an error; Pillow tells damaged files from those that are cut off.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
