@@ -38,10 +38,16 @@ def losses_of(config: TrainConfig) -> Losses:
 
 
 def losses(model: nn.Module, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-    """Multi-label soft margin of each classifier."""
-    pooled = model(batch.images).maps.mean(dim=(2, 3)).split(batch.tags.shape[1], dim=1)
-    names = ["classification", *(f"dilated_{n}" for n in range(1, len(pooled)))]
-    return {name: multilabel_soft_margin(one, batch.tags) for name, one in zip(names, pooled, strict=True)}
+    """L_1 + mean_i>1 L_i, multi-label soft margins of the classifiers, weighted as their maps are.
+
+    The authors add them up, which asks the more of the backbone the more dilations there are.
+    """
+    first, *others = model(batch.images).maps.mean(dim=(2, 3)).split(batch.tags.shape[1], dim=1)
+    dilated = {f"dilated_{n}": multilabel_soft_margin(one, batch.tags) for n, one in enumerate(others, start=1)}
+    return {
+        "classification": multilabel_soft_margin(first, batch.tags),
+        **{name: loss / len(dilated) for name, loss in dilated.items()},
+    }
 
 
 def default_dilations(cells: int, stride: int) -> tuple[int, ...]:

@@ -87,15 +87,15 @@ def test_the_order_of_the_others_does_not_matter_and_what_one_alone_finds_is_div
     assert (cam >= first.relu()).all()
 
 
-def test_logits_are_the_mean_of_all_and_each_has_its_loss() -> None:
+def test_logits_are_the_mean_of_all_and_each_has_its_loss_weighted_as_its_map_is() -> None:
     model, data = model_of("mdc", config=config()), batch()
     parts, out = losses_of("mdc", config())(model, data, START), model(data.images)
     assert list(parts) == ["classification", "dilated_1", "dilated_2", "dilated_3"]
     each = out.maps.chunk(4, dim=1)
     torch.testing.assert_close(out.logits, torch.stack(each).mean(dim=(0, 3, 4)))
     torch.testing.assert_close(out.cam, merged(each))
-    for value, maps in zip(parts.values(), each, strict=True):
-        torch.testing.assert_close(value, multilabel_soft_margin(maps.mean(dim=(2, 3)), data.tags))
+    for value, maps, weight in zip(parts.values(), each, (1, 1 / 3, 1 / 3, 1 / 3), strict=True):
+        torch.testing.assert_close(value, weight * multilabel_soft_margin(maps.mean(dim=(2, 3)), data.tags))
 
 
 def test_a_loss_teaches_its_own_classifier_and_the_features() -> None:
