@@ -17,6 +17,7 @@ from weakseg.errors import ConfigError, QueueFullError, RateLimitedError, Weakse
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 MOST_TRIES = 4  # of a call that a busy server refuses, and of one that gRPC finds no server for
 MOST_PAUSE_S = 0.05
+ASK_AGAIN_MS = 1000  # for a name's addresses, at the least, when a server is lost
 TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
 SERVICE = "weakseg.v1.SegmentationService"
 
@@ -156,6 +157,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 65536),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
+        # gRPC's default is 30 s, in which an update may have replaced every server that is known.
+        ("grpc.dns_min_time_between_resolutions_ms", ASK_AGAIN_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         # Also how long Linux waits for an answer to what was sent: of a machine that is gone nothing else comes.
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
