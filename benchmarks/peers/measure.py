@@ -72,7 +72,7 @@ def measured(
             if peer.checked:
                 for answer, labels in zip(answers, images.values(), strict=True):
                     check(peer.name, answer, labels)
-            at_rest = cores_used()  # not nothing: some look for work all the time
+            at_rest = _cores_used()  # some look for work all the time
             result: dict[str, Any] = {"start_to_ready_s": start_s, "idle_mib": memory_mib(), "idle_cores": at_rest}
             result |= {"closed": {}, "open": {}}
             for n in callers:
@@ -144,7 +144,8 @@ def _said(load: Load) -> dict[str, Any]:
     }
 
 
-def cores_used() -> float:
+def _cores_used() -> float:
+    """By the server, in the next REST_S seconds."""
     before = cpu_seconds()
     time.sleep(REST_S)
     return (cpu_seconds() - before) / REST_S
@@ -153,5 +154,5 @@ def cores_used() -> float:
 def _until_idle(at_rest: float) -> None:
     """What nobody waits for any more is still computed by some servers."""
     ends = time.monotonic() + START_S
-    while cores_used() > at_rest + 0.1 and time.monotonic() < ends:
+    while _cores_used() > at_rest + 0.1 and time.monotonic() < ends:
         pass
