@@ -1,6 +1,7 @@
 """Dynamic batching: images that want the same graph at the same size go through it together, urgent ones first.
 
-No gRPC, no models: callers hand over an image, a key that says what may share a batch, and the function that runs one.
+No gRPC, no models, no arrays: callers hand over an image, be it pixels or a file, a key that says what may share a
+batch, and the function that runs one.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Generic, Literal, TypeVar
 
 from weakseg.errors import DeadlineTooShortError, QueueFullError
 
-Arrays = dict[str, NDArray[Any]]
+In = TypeVar("In")  # an image
+Out = TypeVar("Out")  # what comes of it
 Key = tuple[Any, ...]
-Run = Callable[[NDArray[np.uint8]], Arrays]
+Run = Callable[[list[In]], list[Out]]  # as many of these, in the same order
 Priority = Literal["interactive", "bulk"]
 _Lane = tuple[Key, Priority]
 
@@ -50,10 +49,10 @@ class BatchRecord:
 
 
 @dataclass(frozen=True)
-class BatchAnswer:
-    """What came of one image: outputs without the batch axis, and how it got them."""
+class BatchAnswer(Generic[Out]):
+    """What came of one image, and how."""
 
-    outputs: Arrays
+    output: Out
     batch_size: int
     queue_s: float
     infer_s: float
@@ -61,12 +60,12 @@ class BatchAnswer:
 
 @dataclass(eq=False)
 class _Item:
-    image: NDArray[np.uint8]
-    run: Run
-    beside: Run | None
+    image: Any
+    run: Run[Any, Any]
+    beside: Run[Any, Any] | None
     most: int
     deadline: float | None
-    answer: asyncio.Future[BatchAnswer]
+    answer: asyncio.Future[BatchAnswer[Any]]
     member: Any
     arrived: float = field(default_factory=monotonic)
 
@@ -80,7 +79,7 @@ class _Execution:
     batches: deque[list[_Item]]  # still to be run
     over: asyncio.Future[None]
     items: list[_Item] = field(default_factory=list)  # what runs now
-    work: Future[list[Arrays]] | None = None
+    work: Future[list[Any]] | None = None
     started: float = 0.0
     timer: asyncio.TimerHandle | None = None
 
@@ -96,7 +95,9 @@ class Batcher:
     has passed are dropped before they cost anything.
 
     A batch alone has all threads of the runtime. Where there is work for all workers, each takes one, on one core each,
-    which all together take less time; runs that cannot share the cores go one after the other.
+    which all together take less time; runs that cannot share the cores go one after the other. Of interactive images
+    that are on one core in any case, as many as there are workers are handed to the threads ahead of time: else these
+    would sleep until the event loop has its turn. None overtakes another that way.
 
     A batch that fails is run once more image by image: one that cannot be computed, or is too large beside others, does
     not fail them. An execution that takes longer than `timeout_s` fails its callers and is given up: no thread can be
@@ -129,15 +130,20 @@ class Batcher:
         self._free = self._workers = workers
         self._alone = False  # whether what runs must be alone
         self._pool = self._new_pool()
-        self._given_up: set[Future[list[Arrays]]] = set()
+        self._given_up: set[Future[list[Any]]] = set()
         self._executions: set[_Execution] = set()
         self._loop: asyncio.AbstractEventLoop | None = None  # while it runs
         self._due: asyncio.Handle | None = None  # the next `_dispatch`
 
     @property
     def depth(self) -> int:
-        """Images that wait."""
-        return self._depth
+        """Images that wait, be it in a thread's queue."""
+        return self._depth + max(0, -self._free)
+
+    @property
+    def inside(self) -> int:
+        """Images that wait, and executions. May be asked in any thread."""
+        return self._depth + self._workers - self._free
 
     @property
     def hung(self) -> int:
@@ -165,22 +171,22 @@ class Batcher:
     async def submit(
         self,
         key: Key,
-        image: NDArray[np.uint8],
-        run: Run,
-        beside: Run | None = None,
+        image: In,
+        run: Run[In, Out],
+        beside: Run[In, Out] | None = None,
         *,
         most: int | None = None,
         deadline: float | None = None,
         priority: Priority = "interactive",
         member: Any = None,
-    ) -> BatchAnswer:
+    ) -> BatchAnswer[Out]:
         """Run `image` with others of the same `key`.
 
         Args:
-            key: images of equal keys have equal shapes and may share `run`.
-            image: (H, W, 3).
-            run: (B, H, W, 3) -> arrays (B, ...); called in a thread.
-            beside: the same on one core, for while others run; None = nothing may run beside it.
+            key: images of equal keys may share `run`.
+            run: called in a thread.
+            beside: the same on one core, for while others run; None = nothing may run beside it. The same as `run` =
+                that is on one core, too, so it need not be alone.
             most: images of its batch, at least 1 and at most `max_batch`, if that should be fewer.
             deadline: until when its batch must have started, on the clock of `time.monotonic`.
             priority: bulk gives way to interactive, as the class says.
@@ -191,7 +197,7 @@ class Batcher:
         """
         if self._loop is None:
             raise RuntimeError("the batcher does not run")  # rather than an answer that never comes
-        if self._depth >= self.limit:
+        if self.depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         most = self.max_batch if most is None else max(1, min(most, self.max_batch))
         item = _Item(image, run, beside, most, deadline, self._loop.create_future(), member)
@@ -203,6 +209,9 @@ class Batcher:
             return await item.answer
         except asyncio.CancelledError:
             self._remove(lane, item)
+            for execution in self._executions.copy():
+                if item in execution.items:
+                    self._begin_anew(execution)
             raise
 
     async def wait_running(self, timeout_s: float | None = None) -> None:
@@ -223,13 +232,13 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._due = None
-        wait_s = self._start_what_can() if self._free else None
+        wait_s = self._start_what_can()
         if wait_s is not None:
             self._go_on(wait_s)
 
     def _start_what_can(self) -> float | None:
-        """Start batches while threads are free; the seconds until the next may start, None = nothing waits for time."""
-        while self._free:
+        """Start what can be started; the seconds until the next may be, None = nothing waits for time."""
+        while self._free > 0 or (self._lanes and self._goes_ahead(min(self._lanes, key=self._turn_of))):
             now = monotonic()
             self._drop_dead(now)
             if not self._lanes:
@@ -240,8 +249,10 @@ class Batcher:
                 return min(starts.values()) - now
             lane = self._next(ready)
             first = self._lanes[lane][0]
-            shares = first.beside is not None and self._depth + self._workers - self._free >= self._workers > 1
+            shares = _is_on_one_core(first) or (first.beside is not None and self.inside >= self._workers > 1)
             if self._alone or (self._free < self._workers and not shares):
+                return None
+            if self._free <= 0 and not self._goes_ahead(lane):
                 return None
             self._free -= 1
             self._alone = not shares
@@ -250,6 +261,11 @@ class Batcher:
             self._executions.add(execution)
             self._run_next(execution)
         return None
+
+    def _goes_ahead(self, lane: _Lane) -> bool:
+        """Whether its first image may go to the threads while none of them is free."""
+        has_room = self._free > -self._workers and not self._alone
+        return has_room and lane[1] == "interactive" and _is_on_one_core(self._lanes[lane][0])
 
     def _starts_at(self, items: deque[_Item]) -> float:
         return 0.0 if len(items) >= items[0].most else items[0].arrived + self.max_delay_s
@@ -317,15 +333,16 @@ class Batcher:
         self._executions.discard(execution)
         execution.over.set_result(None)
         self._free += 1
+        self._tell_depth()
         self._alone = self._alone and execution.shares
         self._go_on()
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, execution: _Execution, work: Future[list[Arrays]]) -> None:
+    def _tell(self, loop: asyncio.AbstractEventLoop, execution: _Execution, work: Future[list[Any]]) -> None:
         """In the thread: what was given up may end when nobody is there to hear it."""
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(self._ended, execution, work)
 
-    def _ended(self, execution: _Execution, work: Future[list[Arrays]]) -> None:
+    def _ended(self, execution: _Execution, work: Future[list[Any]]) -> None:
         if execution.work is work:
             self._settle(execution, work.exception())
             self._run_next(execution)
@@ -333,8 +350,7 @@ class Batcher:
     def _give_up(self, execution: _Execution) -> None:
         """Leave its thread to it; others from now on."""
         work = execution.work
-        assert work is not None  # an execution without is over
-        if work.done():  # just now: `_ended` is about to be called
+        if work is None or work.done():  # it is over, or is about to be told to `_ended`
             return
         execution.work = None
         self._given_up.add(work)
@@ -342,10 +358,23 @@ class Batcher:
         work.cancel()
         self._pool.shutdown(wait=False)
         self._pool = self._new_pool()
+        for other in self._executions.copy():
+            self._begin_anew(other)
         after_s = monotonic() - execution.started
         self._settle(
             execution, ExecutionTimeoutError(f"an execution was given up after {after_s:.1f} s: it may never end")
         )
+        self._run_next(execution)
+
+    def _begin_anew(self, execution: _Execution) -> None:
+        """If no thread has begun with it: in the pool that there is now, and without images whose caller is gone."""
+        work = execution.work
+        if work is None or not work.cancel():
+            return
+        execution.work = None
+        if execution.timer is not None:
+            execution.timer.cancel()
+        execution.batches.appendleft(execution.items)
         self._run_next(execution)
 
     def _settle(self, execution: _Execution, error: BaseException | None) -> None:
@@ -359,11 +388,11 @@ class Batcher:
         infer_s = monotonic() - execution.started
         if error is None:
             assert work is not None
-            for item, outputs in zip(items, work.result(), strict=True):
+            for item, output in zip(items, work.result(), strict=True):
                 del item.image  # or this frame, on the event loop, might be the last to hold it
                 if not item.answer.done():
                     queue_s = execution.started - item.arrived
-                    item.answer.set_result(BatchAnswer(outputs, len(items), queue_s, infer_s))
+                    item.answer.set_result(BatchAnswer(output, len(items), queue_s, infer_s))
         if self._on_batch:
             members = tuple((item.member, item.arrived) for item in items)
             self._on_batch(BatchRecord(execution.key, len(items), infer_s, error, execution.started, members))
@@ -377,8 +406,15 @@ class Batcher:
 
     def _set_depth(self, depth: int) -> None:
         self._depth = depth
+        self._tell_depth()
+
+    def _tell_depth(self) -> None:
         if self._on_depth:
-            self._on_depth(depth)
+            self._on_depth(self.depth)
+
+
+def _is_on_one_core(item: _Item) -> bool:
+    return item.beside is item.run
 
 
 def _fail(items: list[_Item], error: Exception) -> None:
@@ -387,18 +423,15 @@ def _fail(items: list[_Item], error: Exception) -> None:
             item.answer.set_exception(error)
 
 
-def _run(run: Run, images: list[NDArray[np.uint8]]) -> list[Arrays]:
-    """One execution, in a thread: stack, run, take apart. Slices are copied, or each would keep the batch alive."""
+def _run(run: Run[Any, Any], images: list[Any]) -> list[Any]:
+    """One execution, in a thread."""
     try:
-        outputs = run(images[0][None] if len(images) == 1 else np.stack(images))
+        outputs = run(images)
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise
         # SystemExit would end the event loop that it is told to, and no future takes a StopIteration.
         raise RuntimeError(f"a runner raised {type(error).__name__}") from error
-    for name, array in outputs.items():
-        if len(array) != len(images):
-            raise ValueError(f"expected output {name} of {len(images)} images, got one of shape {array.shape}")
-    if len(images) == 1:
-        return [{name: array[0] for name, array in outputs.items()}]
-    return [{name: array[i].copy() for name, array in outputs.items()} for i in range(len(images))]
+    if len(outputs) != len(images):
+        raise ValueError(f"expected {len(images)} outputs of a run, got {len(outputs)}")
+    return outputs

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serve.drift import Drift
-from serve.pipeline import Answer
+from serve.job import Answer
 from weakseg.classes import ClassTable, ignore_value, mask_dtype
 from weakseg.errors import OutputUnsupportedError, ResponseTooLargeError
 from weakseg.manifest import OutputKind

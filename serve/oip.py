@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +32,12 @@ from serve.health import Health
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
 from serve.interceptors import INFERENCE_SERVICE
+from serve.job import Answer, Job
 from serve.metrics import Metrics
 from serve.models import Entry, Models
 from serve.oip_requests import Options, check_sizes, options_from_request, outputs_of, with_model
 from serve.oip_tensors import INPUT, add_output, datatype_of, images_from_request
-from serve.pipeline import Answer, Job, Pipeline
+from serve.pipeline import Pipeline
 from serve.settings import ServeConfig
 from weakseg.classes import ignore_value, mask_dtype
 from weakseg.errors import ModelNotFoundError, ResponseTooLargeError
@@ -110,8 +110,8 @@ class InferenceService(oip_grpc.GRPCInferenceServiceServicer):
                 options, asked = with_model(options, model)
                 job = partial(Job, deadline=call.deadline, priority=options.priority, trace=outcome.trace)
                 tensor = request.inputs[0]
-                n_pixels = prod(tensor.shape[1:3]) if tensor.datatype == "UINT8" else 0
-                jobs = [job(entry.name, entry.version, model, image, asked, n_pixels=n_pixels) for image in images]
+                pixels = (tensor.shape[1], tensor.shape[2]) if tensor.datatype == "UINT8" else None
+                jobs = [job(entry.name, entry.version, model, image, asked, size=pixels) for image in images]
 
                 def check(decoded: list[Decoded]) -> None:
                     check_sizes(decoded, options.outputs)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.inference import grpc_inference_service_pb2 as oip
+from serve.job import Image
 from serve.oip_requests import said, values_of
-from serve.pipeline import Image
 from weakseg.errors import ImageError, InvalidRequestError
 
 INPUT = "image"

@@ -7,6 +7,7 @@ eighty, and a second for every ten million of them, in which nobody is answered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ _PACKABLE = frozenset(range(1, 19)) - {
 }
 _FIXED = {1: 8, 5: 4}  # bytes by wire type
 
+# Of the message that the running task has read last: to ask a message for its size costs as much as to serialise it.
+MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes", default=2**31)
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -44,6 +48,7 @@ def deserializer(path: str, parse: Callable[[bytes], Any]) -> Callable[[bytes], 
     method = descriptor_pool.Default().FindMethodByName(path.strip("/").replace("/", "."))
 
     def checked(data: bytes) -> Any:
+        MESSAGE_BYTES.set(len(data))
         try:
             # Every part takes a byte at least.
             if len(data) > MAX_PARTS and count_parts(data, method.input_type, MAX_PARTS) > MAX_PARTS:

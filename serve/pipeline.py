@@ -1,12 +1,14 @@
-"""What happens to one image: decode → batch → refine → finish → encode. No gRPC in here; all front ends drive this one.
+"""What happens to one image: look → decode → graphs → refine → finish → encode. No gRPC here; all front ends drive it.
 
-The event loop only passes references. Decoding, masks and encoding run in two bounded thread pools, the network in the
-batcher's. How many requests are inside is bounded (serve/admission.py), and so is what their pixels take
-(serve/image_memory.py): until there is room, a request holds its message only. Decoded pixels are gone when the
-network's input is made of them.
+The event loop only passes references. How many requests are inside is bounded (serve/admission.py), and so is what
+their pixels take (serve/image_memory.py): until there is room, a request holds its message only. Then there are two
+ways:
 
-CRF and random walk have threads of their own, so that they keep no other mask waiting, and may have a budget: an
-interactive request that has waited and been refined for so long gets the mask without them.
+- An image that goes through its graphs alone, on one core, visits one thread of the batcher (serve/visit.py).
+- Others are decoded in one pool, share executions of graphs in the batcher's, and are finished and encoded in another.
+  Decoded pixels are gone when the network's input is made of them. CRF and random walk have threads of their own, so
+  that they keep no other mask waiting, and may have a budget: an interactive request that has waited and been refined
+  for so long gets the mask without them.
 
 A pool has no more bulk requests than threads, so that an interactive one there waits for one of them to finish, not for
 all.
@@ -17,100 +19,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass, replace
+from contextlib import nullcontext, suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serve.admission import Admission
-from serve.batcher import BatchAnswer, Batcher, BatchRecord, Priority
-from serve.drift import Windows
+from serve.batcher import BatchAnswer, Batcher, BatchRecord
 from serve.image_memory import ImageMemory, Lease
+from serve.job import Answer, Job, ModelRunError
 from serve.metrics import Metrics
 from serve.pace import Pace
 from serve.refining import Refiners
-from weakseg.errors import (
-    DataError,
-    DeadlineTooShortError,
-    ImageError,
-    ModelFailedError,
-    OutputUnsupportedError,
-    ServiceError,
-    WeaksegError,
-)
-from weakseg.image import SERVICE_FORMATS, check_pixels, probe
-from weakseg.model import ON_CPU, Decoded, GraphOutputs, Model, Request
-from weakseg.preprocess import fitted_size
-from weakseg.result import Result
-from weakseg.stopping import Check, StoppedError, go_on
+from serve.steps import Arrays, Runs, Seen, Steps, most_of, run_graph
+from serve.visit import Execution, Visit
+from weakseg.errors import ImageError, ModelFailedError, TooManyPartsError
+from weakseg.model import ON_CPU, Decoded, Model
 
 if TYPE_CHECKING:  # an extra
-    from serve.tracing import Trace, Tracing
+    from serve.tracing import Tracing
 
-# Of all images of a batch together. Measured with MobileNetV2: of 64 x 64 pixels a batch of 8 takes 0.82 of the time,
-# of 128 x 128 0.95, of 256 x 256 1.14, of 384 x 384 1.19.
-CPU_BATCH_PIXELS = 2**16
+# A file that the event loop may look at itself: a tenth of a millisecond, where a thread would cost several.
+QUICK_BYTES, QUICK_PARTS = 256 * 2**10, 64
 
 T = TypeVar("T")
-U = TypeVar("U")
-Image: TypeAlias = "bytes | NDArray[np.uint8]"
-# What a pixel takes at the most, measured: the decoder's own image and ours; coefficients of a progressive JPEG;
-# canvases of libwebp. Two masks of up to 254 classes and their encoding take less than that. They have the size of the
-# whole image, so reduced decoding counts as much.
-BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 7, "WEBP": 16}
-BYTES_PER_RAW_PIXEL = 7
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image for one model.
-
-    name, version: of the model, for batch keys and metrics.
-    image: a file in one of SERVICE_FORMATS, (H, W, 3) uint8 RGB, or what makes one of them in a thread.
-    n_pixels: of an image that is no file; 0 = the file says it.
-    deadline: on the clock of `time.monotonic`; None = none.
-    ignore_orientation, reduced_decoding: of a file, see `Model.segment`. priority: see `serve.batcher.Batcher`.
-    """
-
-    name: str
-    version: str
-    model: Model
-    image: Image | Callable[[], Image]
-    request: Request
-    _: KW_ONLY
-    n_pixels: int = 0
-    deadline: float | None = None
-    ignore_orientation: bool = False
-    reduced_decoding: bool = False
-    priority: Priority = "interactive"
-    trace: Trace | None = None
-
-    def check_time(self) -> None:
-        """Raises DeadlineTooShortError when nobody waits any more; a step that takes time asks before it starts."""
-        if self.deadline is not None and self.deadline <= monotonic():
-            raise DeadlineTooShortError("the deadline passed before the answer was ready: allow more time")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """seconds: queue, decode, infer, postprocess. batch_size: of several graphs, the smallest.
-
-    max_batch_size, max_batch_delay_s: what it might have been, and how long it might have been waited for.
-    """
-
-    result: Result
-    seconds: dict[str, float]
-    batch_size: int
-    max_batch_size: int
-    max_batch_delay_s: float
-
-
-class ModelRunError(Exception):
-    """A loaded model failed on a request: our fault, so not in the error table, so INTERNAL."""
 
 
 class Pipeline:
@@ -133,13 +65,13 @@ class Pipeline:
         tracing: Tracing | None = None,
     ) -> None:
         self.admission = admission
-        self.windows = Windows()
+        self.steps = Steps(metrics, admission, max_pixels=max_pixels, max_batch=max_batch, max_delay_s=max_delay_s)
         self.pace = Pace()
         self.refiners = refiners
         self.image_memory = ImageMemory(image_memory_bytes, bulk_wait_s, metrics.set_image_memory)
         self._metrics = metrics
-        self._max_batch, self._max_delay_s = max_batch, max_delay_s
-        self._max_pixels = max_pixels
+        self._max_batch = max_batch
+        self._runner_threads = runner_threads
         self._tracing = tracing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._finishers = ThreadPoolExecutor(threads, thread_name_prefix="finish")
@@ -190,10 +122,10 @@ class Pipeline:
             OutputUnsupportedError: the server lacks what an output needs.
         """
         with self.admission.request(1, job.model, job.priority), self.image_memory.lease(job.priority) as lease:
-            await lease.take(await self._need(job, lease))
+            seen = await self._look(job, lease)
+            await lease.take(seen.n_bytes)
             self.admission.unread.check(inside=True)  # those before it, for which it has waited, may not have been read
-            held = [await self._in(self._decoders, lease, self._decode, job)]
-            return await self._segment(job, lease, held, partial(self._encode, job, encode))
+            return await self._segment_one(job, lease, seen, lambda _: None, encode)
 
     async def segment_all(
         self, jobs: Sequence[Job], check: Callable[[list[Decoded]], None], encode: Callable[[list[Answer]], T]
@@ -208,153 +140,116 @@ class Pipeline:
         priority = jobs[0].priority
         admitted = self.admission.request(len(jobs), jobs[0].model, priority)
         with admitted, self.image_memory.lease(priority) as lease:
-            needs = await _together(_of_nth(i, self._need, job, lease) for i, job in enumerate(jobs))
-            await lease.take(sum(needs))
+            seen = await _together(_of_nth(i, self._look, job, lease) for i, job in enumerate(jobs))
+            await lease.take(sum(one.n_bytes for one in seen))
             self.admission.unread.check(inside=True)
+            if len(jobs) == 1:
+                one = (jobs[0], lease, seen[0], lambda decoded: check([decoded]), lambda answer: encode([answer]))
+                return await _of_nth(0, self._segment_one, *one)
             decoded = await _together(
-                _of_nth(i, self._in, self._decoders, lease, self._decode, job) for i, job in enumerate(jobs)
+                _of_nth(i, self._in, self._decoders, lease, self.steps.decode, job) for i, job in enumerate(jobs)
             )
             check(decoded)
-            if len(jobs) == 1:  # encoded in the same thread
-                return await self._segment(
-                    jobs[0], lease, decoded, lambda answer: self._encode(jobs[0], encode, [answer])
-                )
             held = [[image] for image in decoded]
             del decoded
             answers = await _together(
-                self._segment(job, lease, images, _as_it_is) for job, images in zip(jobs, held, strict=True)
+                self._by_pools(job, lease, images, _as_it_is) for job, images in zip(jobs, held, strict=True)
             )
-            return await self._in(self._finishers, lease, self._encode, jobs[0], encode, answers)
+            return await self._in(self._finishers, lease, self.steps.encode, jobs[0], encode, answers)
 
-    async def _need(self, job: Job, lease: Lease) -> int:
-        """Bytes that the pixels of an image take at the most while it is inside.
+    async def _look(self, job: Job, lease: Lease) -> Seen:
+        """Raises ImageError for what can be refused before it is decoded."""
+        if job.size is not None or (isinstance(job.image, bytes) and len(job.image) <= QUICK_BYTES):
+            with suppress(TooManyPartsError):
+                return self.steps.look(job, QUICK_PARTS)
+        return await self._in(self._decoders, lease, self.steps.look, job)
 
-        Raises:
-            ImageError: what can be refused before it is decoded.
-        """
-        if job.n_pixels:
-            return job.n_pixels * BYTES_PER_RAW_PIXEL
-        return await self._in(self._decoders, lease, self._look, job)
+    async def _segment_one(
+        self, job: Job, lease: Lease, seen: Seen, check: Callable[[Decoded], object], encode: Callable[[Answer], T]
+    ) -> T:
+        then = partial(self.steps.encode, job, encode)
+        if self._goes_alone(job, seen):
+            return await self._visit(job, lease, seen, check, then)
+        held = [await self._in(self._decoders, lease, self.steps.decode, job)]
+        check(held[0])
+        return await self._by_pools(job, lease, held, then)
 
-    async def _segment(self, job: Job, lease: Lease, held: list[Decoded], then: Callable[[Answer], T]) -> T:
-        """held: the image, which is taken out of it: the thread that is done with its arrays gives them back.
+    def _goes_alone(self, job: Job, seen: Seen) -> bool:
+        """Whether its graphs may run on one core each, nothing shares them with it, and nothing keeps its thread."""
+        model = job.model
+        on_one_core = model.runner.provider == ON_CPU and (model.beside is not None or self._runner_threads == 1)
+        return on_one_core and not job.request.refines and most_of(model, seen.shape, self._max_batch) == 1
 
-        To unmap megabytes takes milliseconds, which the event loop does not have.
-        """
+    async def _visit(
+        self, job: Job, lease: Lease, seen: Seen, check: Callable[[Decoded], object], then: Callable[[Answer], T]
+    ) -> T:
+        latest = self._latest(job, job.model.graphs_for(job.request), (*seen.shape, 3))
+        visit = Visit(self.steps, job, check, then, latest)
+        go = self._go
+        try:
+            # On one core beside others, so it need not be alone.
+            await self._batcher.submit(
+                ("visit",), visit, go, go, most=1, deadline=latest, priority=job.priority, member=visit
+            )
+        except ModelFailedError as error:
+            raise ModelRunError(str(error)) from error
+        except asyncio.CancelledError:
+            if not visit.over.cancel():
+                lease.keep_until(visit.over)
+            raise
+        return visit.over.result()
+
+    def _go(self, visits: list[Visit[Any]]) -> list[None]:
+        """In a thread of the batcher. What comes of a visit is in itself."""
+        for visit in visits:
+            visit.go(lambda: self._batcher.inside <= 1)
+        return [None] * len(visits)
+
+    async def _by_pools(self, job: Job, lease: Lease, held: list[Decoded], then: Callable[[Answer], T]) -> T:
+        """held: as `Steps.answer` has it."""
         runs = {}
         for graph in job.model.graphs_for(job.request):
             runs[graph] = await self._run(job, graph, held[0])
-        for stage in ("queue_s", "infer_s"):
-            self._observe(job, stage.removesuffix("_s"), sum(getattr(run, stage) for run in runs.values()))
-        self._metrics.queue_seconds.labels(job.priority).observe(sum(run.queue_s for run in runs.values()))
+        self.steps.count_runs(job, runs)
         refined = await self._refined(job, lease, held[0], dict(runs)) if job.request.refines else []
-        return await self._in(self._finishers, lease, self._answer, job, held, runs, refined, then)
+        return await self._in(self._finishers, lease, self.steps.answer, job, held, runs, refined, then)
 
-    async def _refined(self, job: Job, lease: Lease, decoded: Decoded, runs: dict[str, BatchAnswer]) -> list[Answer]:
+    async def _refined(self, job: Job, lease: Lease, decoded: Decoded, runs: Runs) -> list[Answer]:
         """The answer, for a thread to take out of the list; empty = it took too long."""
-        work = partial(self._refine, job, decoded, runs)
+        work = partial(self.steps.refine, job, decoded, runs)
         refined = await self.refiners.run(job.priority, work, lease.keep_until)
         if not refined:
             self._metrics.refinements_cut.labels(job.name, job.version).inc()
         return refined or []
 
-    async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer:
+    async def _run(self, job: Job, graph: str, decoded: Decoded) -> BatchAnswer[Arrays]:
         outputs = job.model.outputs_of(graph, decoded, job.request)
+        shape = decoded.prepared.shape
         # The model itself, too: a version may be replaced while images wait for the one that they were checked against.
-        key = (job.name, job.version, graph, job.model, outputs, decoded.prepared.shape)
-        run = partial(job.model.runner.run, graph, outputs=outputs)
-        beside = None if job.model.beside is None else partial(job.model.beside.run, graph, outputs=outputs)
-        deadline = job.deadline
-        if deadline is not None:
-            deadline -= self.pace.expected_s(job.model, (graph, decoded.prepared.shape), monotonic())
+        key = (job.name, job.version, graph, job.model, outputs, shape)
+        model = job.model
+        run = partial(run_graph, partial(model.runner.run, graph, outputs=outputs))
+        beside = None if model.beside is None else partial(run_graph, partial(model.beside.run, graph, outputs=outputs))
         try:
             return await self._batcher.submit(
                 key,
                 decoded.prepared,
                 run,
                 beside,
-                most=most_of(job.model, decoded.prepared.shape, self._max_batch),
-                deadline=deadline,
+                most=most_of(job.model, shape, self._max_batch),
+                deadline=self._latest(job, (graph,), shape),
                 priority=job.priority,
                 member=job.trace,
             )
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error
 
-    def _look(self, job: Job) -> int:
-        """`_need` of what may be a file. In a thread: only to copy 30 MiB out of a message takes milliseconds."""
-        image = job.image() if callable(job.image) else job.image
-        if not isinstance(image, bytes):
-            return image.size // 3 * BYTES_PER_RAW_PIXEL
-        header = probe(image, formats=SERVICE_FORMATS)
-        fitted_size(*header.oriented_size, job.model.manifest.input)  # refuses what `_decode` would refuse later
-        check_pixels(header, self._max_pixels)
-        return header.n_pixels * BYTES_PER_PIXEL[header.format]
-
-    def _decode(self, job: Job) -> Decoded:
-        job.check_time()
-        started = monotonic()
-        decoded = job.model.decode(
-            job.image() if callable(job.image) else job.image,
-            max_pixels=self._max_pixels,
-            formats=SERVICE_FORMATS,
-            ignore_orientation=job.ignore_orientation,
-            reduced_decoding=job.reduced_decoding,
-        )
-        self._end(job, "decode", started)
-        return replace(decoded, rgb=None)
-
-    def _refine(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], check: Check) -> list[Answer]:
-        """Empty when it was stopped: here, so that what its frames hold is given back by this thread."""
-        try:
-            job.check_time()
-            return [self._finish(job, decoded, runs, check)]
-        except StoppedError:
-            return []
-
-    def _answer(
-        self,
-        job: Job,
-        held: list[Decoded],
-        runs: dict[str, BatchAnswer],
-        refined: list[Answer],
-        then: Callable[[Answer], T],
-    ) -> T:
-        try:
-            job.check_time()
-            answer = refined.pop() if refined else self._unrefined(job, held[0], runs)
-            window = self.windows.of(job.model)
-            if window is not None:
-                window.add(held[0].prepared, answer.result.scores)
-            job.check_time()
-            return then(answer)
-        finally:
-            held.clear()
-            runs.clear()
-
-    def _unrefined(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer]) -> Answer:
-        """Of a request that is to be refined: what it would get with refine="none", and the mark that says so."""
-        answer = self._finish(replace(job, request=job.request.unrefined()), decoded, runs)
-        return replace(answer, result=replace(answer.result, refinement_cut_short=job.request.refines))
-
-    def _finish(self, job: Job, decoded: Decoded, runs: dict[str, BatchAnswer], check: Check = go_on) -> Answer:
-        started = monotonic()
-        result = _result(job, decoded, {graph: run.outputs for graph, run in runs.items()}, check)
-        check()  # not counted when nobody takes it
-        seconds = {
-            "queue": sum(run.queue_s for run in runs.values()),
-            "decode": decoded.seconds,
-            "infer": sum(run.infer_s for run in runs.values()),
-            "postprocess": self._end(job, "postprocess", started),
-        }
-        most = most_of(job.model, decoded.prepared.shape, self._max_batch)
-        return Answer(result, seconds, min(run.batch_size for run in runs.values()), most, self._max_delay_s)
-
-    def _encode(self, job: Job, encode: Callable[[U], T], answered: U) -> T:
-        started = monotonic()
-        encoded = encode(answered)
-        self._end(job, "encode", started)
-        return encoded
+    def _latest(self, job: Job, graphs: Iterable[str], shape: tuple[int, ...]) -> float | None:
+        """When the first of the graphs must have started; None = whenever."""
+        if job.deadline is None:
+            return None
+        now = monotonic()
+        return job.deadline - sum(self.pace.expected_s(job.model, (graph, shape), now) for graph in graphs)
 
     async def _in(self, pool: ThreadPoolExecutor, lease: Lease, function: Callable[..., T], *args: Any) -> T:
         async with self._bulk_slots[pool] if lease.priority == "bulk" else nullcontext():
@@ -366,38 +261,40 @@ class Pipeline:
                 raise
 
     def _count_batch(self, record: BatchRecord) -> None:
+        """On the event loop, as are breakers and pace."""
+        [(visit, _), *_] = record.members
+        if isinstance(visit, Visit):
+            self._count_visit(visit, record)
+            return
         name, version, graph, model, _, shape = record.key
-        self.admission.breakers.ended(model, record.error)
-        if record.error is None:
-            self.pace.ran(model, (graph, shape), record.seconds, monotonic())
+        execution = Execution(graph, shape, record.started, record.seconds, record.error)
+        for trace, arrived in record.members:
+            if trace is not None:
+                trace.stage("queue", arrived, record.started - arrived)
+        self._count(name, version, model, execution, [trace for trace, _ in record.members])
+
+    def _count_visit(self, visit: Visit[Any], record: BatchRecord) -> None:
+        job, executions = visit.job, visit.executions.copy()
+        if record.error is not None and all(one.error is None for one in executions):
+            # It was given up, or no thread could be started: in a graph that has not ended.
+            graphs = job.model.graphs_for(job.request)
+            graph = graphs[min(len(executions), len(graphs) - 1)]
+            executions.append(Execution(graph, (), record.started, record.seconds, record.error))
+        for execution in executions:
+            self._count(job.name, job.version, job.model, execution, [job.trace])
+
+    def _count(self, name: str, version: str, model: Model, execution: Execution, traces: list[Any]) -> None:
+        """traces: of the images that went through it."""
+        self.admission.breakers.ended(model, execution.error)
+        if execution.error is None:
+            self.pace.ran(model, (execution.graph, execution.shape), execution.seconds, monotonic())
         self._metrics.executions.labels(name, version).inc()
-        self._metrics.images.labels(name, version).inc(record.size)
-        self._metrics.batch_size.labels(name, version).observe(record.size)
+        self._metrics.images.labels(name, version).inc(len(traces))
+        self._metrics.batch_size.labels(name, version).observe(len(traces))
         if self._tracing is not None:
-            about = {"weakseg.graph": graph, "weakseg.batch_size": record.size}
-            failed = record.error is not None
-            self._tracing.batch(record.members, record.started, record.seconds, failed=failed, attributes=about)
-
-    def _end(self, job: Job, stage: str, started: float) -> float:
-        """The seconds that a stage took, which ends now."""
-        seconds = monotonic() - started
-        self._observe(job, stage, seconds)
-        if job.trace is not None:
-            job.trace.stage(stage, started, seconds)
-        return seconds
-
-    def _observe(self, job: Job, stage: str, seconds: float) -> None:
-        exemplar = None if job.trace is None else job.trace.exemplar
-        self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
-        if stage != "queue":
-            self.admission.worked(seconds)
-
-
-def most_of(model: Model, shape: tuple[int, ...], max_batch: int) -> int:
-    """Images of this (height, width, ...) in a batch: on a CPU, large ones are faster one by one."""
-    if model.runner.provider != ON_CPU:
-        return max_batch
-    return max(1, min(CPU_BATCH_PIXELS // (shape[0] * shape[1]), max_batch))
+            about = {"weakseg.graph": execution.graph, "weakseg.batch_size": len(traces)}
+            failed = execution.error is not None
+            self._tracing.execution(traces, execution.started, execution.seconds, failed=failed, attributes=about)
 
 
 async def _of_nth(i: int, step: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -421,15 +318,3 @@ async def _together(steps: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 def _as_it_is(answer: Answer) -> Answer:
     return answer
-
-
-def _result(job: Job, decoded: Decoded, outputs: GraphOutputs, check: Check) -> Result:
-    """`Model.finish`, its errors as a client should see them."""
-    try:
-        return job.model.finish(decoded, outputs, job.request, check)
-    except ModelFailedError as error:
-        raise ModelRunError(str(error)) from error
-    except (ServiceError, DataError):
-        raise
-    except WeaksegError as error:  # a package is not installed, or the manifest asks for what cannot be
-        raise OutputUnsupportedError(f"this server cannot compute {', '.join(job.request.outputs)}: {error}") from error

@@ -38,13 +38,14 @@ from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics, MetricsServer
 from serve.models import Entry, Models, ModelState
 from serve.oip import InferenceService
-from serve.pipeline import Pipeline, most_of
+from serve.pipeline import Pipeline
 from serve.ports import listen
 from serve.rate_limit import RateLimit
 from serve.refining import Refiners
 from serve.repository import BundleFolder
 from serve.service import SegmentationService
 from serve.settings import ServeConfig
+from serve.steps import most_of
 from serve.tls import Expiry
 from weakseg.cpu import usable_cpus
 from weakseg.errors import ConfigError
@@ -276,7 +277,7 @@ class Server:
         for entry in self.models.entries():
             model = entry.model
             if model is not None:
-                yield entry.name, entry.version, self.pipeline.windows.of(model)
+                yield entry.name, entry.version, self.pipeline.steps.windows.of(model)
 
     def _on_model_change(self, entry: Entry) -> None:
         labels = (entry.name, entry.version)

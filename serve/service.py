@@ -14,9 +14,11 @@ from serve.cache import ResponseCache
 from serve.calls import Call, Context, call_of, counted
 from serve.encode import KIND_NAMES, REFINEMENTS, class_infos, drift_message, response_from_answer
 from serve.interceptors import SERVICE, let_go, model_name, status_from_error
+from serve.job import Job
 from serve.metrics import Metrics
 from serve.models import Entry, Models
-from serve.pipeline import Job, Pipeline
+from serve.parsing import MESSAGE_BYTES
+from serve.pipeline import QUICK_BYTES, Pipeline
 from serve.requests import (
     MAX_PAGE_TOKEN,
     PRIORITY_NAMES,
@@ -96,7 +98,7 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: ARG002, N802
         entry = self._models.get(request.model.name, request.model.version)
         message, model = self._describe(entry), entry.model
-        window = None if model is None else self._pipeline.windows.of(model)
+        window = None if model is None else self._pipeline.steps.windows.of(model)
         if window is not None:
             message.drift.CopyFrom(drift_message(await asyncio.to_thread(window.drift)))
         return pb.GetModelResponse(model=message)
@@ -132,13 +134,14 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
             asked = request.model
             with self._models.use(asked.name, asked.version, request.request_id) as (entry, model):
                 outcome.model = (entry.name, entry.version)
+                image = partial(image_from_message, request.image)
                 job = Job(
                     entry.name,
                     entry.version,
                     model,
-                    partial(image_from_message, request.image),
+                    image() if MESSAGE_BYTES.get() <= QUICK_BYTES else image,
                     request_from_message(request, model),
-                    n_pixels=request.image.raw.width * request.image.raw.height,
+                    size=_raw_size(request.image),
                     deadline=call.deadline,
                     reduced_decoding=request.image.reduced_decoding,
                     ignore_orientation=request.image.ignore_orientation,
@@ -194,6 +197,10 @@ class SegmentationService(pb_grpc.SegmentationServiceServicer):
                 )
             )
         return message
+
+
+def _raw_size(image: pb.Image) -> tuple[int, int] | None:
+    return (image.raw.height, image.raw.width) if image.WhichOneof("source") == "raw" else None
 
 
 def _position(token: str) -> tuple[str, Order]:

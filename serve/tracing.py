@@ -95,25 +95,17 @@ class Tracing:
         attributes = {"rpc.system.name": "grpc", "rpc.method": method}
         return Trace(self._tracer, self._tracer.start_span(method, parent, SpanKind.SERVER, attributes))
 
-    def batch(
+    def execution(
         self,
-        members: Iterable[tuple[Trace, float]],
+        traces: Iterable[Trace],
         started: float,
         seconds: float,
         *,
         failed: bool,
         attributes: Mapping[str, Any],
     ) -> None:
-        """Queue, infer and the execution that they share, of a batch that has ended.
-
-        Args:
-            members: the traces of images and when each came into the queue.
-        """
-        infers = []
-        for trace, arrived in members:
-            trace.stage("queue", arrived, started - arrived, attributes)
-            if trace.recording:
-                infers.append((trace, trace.child("infer", started, attributes)))
+        """Infer, of each image, and the execution that they share, which has ended."""
+        infers = [(trace, trace.child("infer", started, attributes)) for trace in traces if trace.recording]
         if not infers:
             return
         (first, parent), *others = infers

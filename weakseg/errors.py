@@ -76,6 +76,10 @@ class ImageError(DataError):
         self.reason = reason
 
 
+class TooManyPartsError(ImageError):
+    """An image of more segments or chunks than were to be looked at."""
+
+
 class DatasetError(DataError):
     reason = "DATASET"
 

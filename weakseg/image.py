@@ -13,6 +13,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 
 from weakseg.errors import ImageError
 from weakseg.image_header import (
+    MAX_PARTS,
     ORIENTATION_TAG,
     PNG_SIGNATURE,
     ImageHeader,
@@ -43,18 +44,19 @@ _STRIP_PIXELS = 2**16
 _PNG_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
-def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS) -> ImageHeader:
+def probe(data: bytes, *, formats: Collection[str] = FILE_FORMATS, max_parts: int = MAX_PARTS) -> ImageHeader:
     """Format, size and orientation without decoding.
 
     Raises:
         ImageError: UNSUPPORTED_FORMAT (not one of `formats`) or IMAGE_UNDECODABLE (the header is damaged).
+        TooManyPartsError: the metadata of a JPEG, PNG or WEBP are in more than `max_parts` segments or chunks.
     """
     file_format = sniff(data)
     if file_format is None or file_format not in formats:
         got = file_format or ("an empty file" if not data else "an unknown file type")
         raise ImageError(f"expected {', '.join(formats)}, got {got}: convert the image first", "UNSUPPORTED_FORMAT")
     if file_format in SERVICE_FORMATS:
-        return parse_header(data, file_format)
+        return parse_header(data, file_format, max_parts)
     width, height = _open(data, file_format).size
     return ImageHeader(width, height, file_format)  # a TIFF is turned by Pillow itself; BMP and GIF have no orientation
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from weakseg.errors import ImageError
+from weakseg.errors import ImageError, TooManyPartsError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_PREFIX = b"Exif\x00\x00"
@@ -23,6 +23,7 @@ _NOT_FILL = re.compile(rb"[^\xff]")
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # in the pixel data 0xFF stands before 0x00 and RSTn, too
 # Of metadata there are dozens, of PNG's IDAT one every few kilobytes; a file of empty ones would be read for minutes.
 MAX_PARTS = 50_000
+MAX_EXIF_ENTRIES = 1000  # of its first directory, which are sorted: that of the orientation is one of the first dozen
 # Of a progressive JPEG; encoders write ten. A hundred bytes of one go over every block of the image once more.
 MAX_SCANS = 64
 
@@ -65,15 +66,16 @@ def sniff(data: bytes) -> str | None:
     return next((name for name, starts in signatures.items() if data.startswith(starts)), None)
 
 
-def parse_header(data: bytes, file_format: str) -> ImageHeader:
+def parse_header(data: bytes, file_format: str, max_parts: int = MAX_PARTS) -> ImageHeader:
     """Header of JPEG, PNG or WEBP bytes.
 
     Raises:
         ImageError: IMAGE_UNDECODABLE, cut off before the size or a size of zero.
+        TooManyPartsError: its metadata are in more than `max_parts` segments or chunks.
     """
-    parsers: dict[str, Callable[[bytes], tuple[int, int, bytes]]] = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp}
+    parsers: dict[str, Callable[[bytes, int], tuple[int, int, bytes]]] = {"JPEG": _jpeg, "PNG": _png, "WEBP": _webp}
     try:
-        width, height, exif = parsers[file_format](data)
+        width, height, exif = parsers[file_format](data, max_parts)
     except (struct.error, IndexError) as error:
         raise ImageError(
             f"expected a whole {file_format} file, got {len(data)} bytes that end in its header"
@@ -92,7 +94,7 @@ def orientation_from_exif(exif: bytes) -> int:
     try:
         (start,) = struct.unpack_from(f"{order}I", exif, 4)
         (n_entries,) = struct.unpack_from(f"{order}H", exif, start)
-        for i in range(n_entries):
+        for i in range(min(n_entries, MAX_EXIF_ENTRIES)):
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, start + 2 + 12 * i)
             if tag == ORIENTATION_TAG and kind == 3 and count == 1:
                 return value if 1 <= value <= 8 else 1
@@ -101,11 +103,11 @@ def orientation_from_exif(exif: bytes) -> int:
     return 1
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: bytes, max_parts: int = MAX_PARTS) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of each segment between SOI and the pixel data, the last of which is the header of the first
     scan; start is at the 0xFF byte, the length at start + 2, the body at start + 4."""
     at = 2
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts):
         if data[at] != 0xFF:
             raise ImageError(f"expected a JPEG marker at byte {at}, got 0x{data[at]:02x}: the file is damaged")
         found = _NOT_FILL.search(data, at)  # any number of fill bytes may stand before a marker
@@ -121,7 +123,9 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield marker, start, at
         if marker == _JPEG_SCAN:
             return
-    raise ImageError(f"expected at most {MAX_PARTS} segments before the pixel data, got more: the file is damaged")
+    raise TooManyPartsError(
+        f"expected at most {max_parts} segments before the pixel data, got more: the file is damaged"
+    )
 
 
 def check_scans(data: bytes) -> None:
@@ -148,10 +152,10 @@ def check_scans(data: bytes) -> None:
     raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, got more: write the image again")
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: bytes, max_parts: int = MAX_PARTS) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of each whole chunk, length and checksum included; stops where the file does."""
     at = len(PNG_SIGNATURE)
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts):
         if at + 12 > len(data):
             return
         (length,) = struct.unpack_from(">I", data, at)
@@ -160,12 +164,12 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
             return
         yield data[at + 4 : at + 8], at, end
         at = end
-    raise ImageError(f"expected at most {MAX_PARTS} chunks, got more: write the image again")
+    raise TooManyPartsError(f"expected at most {max_parts} chunks, got more: write the image again")
 
 
-def _jpeg(data: bytes) -> tuple[int, int, bytes]:
+def _jpeg(data: bytes, max_parts: int) -> tuple[int, int, bytes]:
     size, exif = (0, 0), b""
-    for marker, start, end in jpeg_segments(data):
+    for marker, start, end in jpeg_segments(data, max_parts):
         body = start + 4
         if marker in _JPEG_SIZES and size == (0, 0):
             height, width = struct.unpack_from(">HH", data, body + 1)
@@ -177,21 +181,22 @@ def _jpeg(data: bytes) -> tuple[int, int, bytes]:
     return *size, exif
 
 
-def _png(data: bytes) -> tuple[int, int, bytes]:
+def _png(data: bytes, max_parts: int) -> tuple[int, int, bytes]:
     if data[12:16] != b"IHDR":
         raise ImageError("expected IHDR as the first PNG chunk: the file is damaged")
     width, height = struct.unpack_from(">II", data, 16)
-    exif = next((data[start + 8 : end - 4] for kind, start, end in png_chunks(data) if kind == b"eXIf"), b"")
+    chunks = png_chunks(data, max_parts)
+    exif = next((data[start + 8 : end - 4] for kind, start, end in chunks if kind == b"eXIf"), b"")
     return width, height, exif
 
 
-def _webp(data: bytes) -> tuple[int, int, bytes]:
+def _webp(data: bytes, max_parts: int) -> tuple[int, int, bytes]:
     kind = data[12:16]
     if kind == b"VP8X":
         width = 1 + int.from_bytes(data[24:27], "little")
         height = 1 + int.from_bytes(data[27:30], "little")
         struct.unpack_from("<B", data, 29)  # too short a file must not pass for 1x1
-        exif = [data[start + 8 : end] for chunk, start, end in _webp_chunks(data) if chunk == b"EXIF"]
+        exif = [data[start + 8 : end] for chunk, start, end in _webp_chunks(data, max_parts) if chunk == b"EXIF"]
         return width, height, exif[0] if exif else b""
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
@@ -202,13 +207,13 @@ def _webp(data: bytes) -> tuple[int, int, bytes]:
     raise ImageError(f"expected a VP8, VP8L or VP8X chunk in WEBP, got {kind!r}: the file is damaged")
 
 
-def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _webp_chunks(data: bytes, max_parts: int) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of each chunk, its header included; the last may end behind the file."""
     at = 12
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts):
         if at + 8 > len(data):
             return
         (length,) = struct.unpack_from("<I", data, at + 4)
         yield data[at : at + 4], at, at + 8 + length
         at += 8 + length + (length & 1)
-    raise ImageError(f"expected at most {MAX_PARTS} chunks, got more: write the image again")
+    raise TooManyPartsError(f"expected at most {max_parts} chunks, got more: write the image again")

@@ -299,14 +299,15 @@ def reset_while_sent(running, request, n):
 
 @pytest.mark.parametrize(("n", "within_s"), [(10, LONG_S), pytest.param(200, 2.0, marks=pytest.mark.reliability)])
 @pytest.mark.parametrize("stage", ["queue", "decode", "infer", "encode", "send"])
+@pytest.mark.parametrize("max_batch", [8, 1], ids=["in pools", "in one thread"])
 def test_r7_calls_that_are_cancelled_at_a_stage_leave_nothing_behind(
-    serving, request_, monkeypatch, stage, n, within_s
+    serving, request_, monkeypatch, stage, n, within_s, max_batch
 ):
-    names = {"decode": "image_from_message", "encode": "response_from_answer"}
+    names = {"decode": (weakseg.model, "read_reduced"), "encode": (serve.service, "response_from_answer")}
     if stage in names:
-        turnstile = Turnstile(getattr(serve.service, names[stage]))
-        monkeypatch.setattr(serve.service, names[stage], turnstile)
-    running = serving(max_batch=1)
+        turnstile = Turnstile(getattr(*names[stage]))
+        monkeypatch.setattr(*names[stage], turnstile)
+    running = serving(max_batch=max_batch)
     if stage == "send":
         assert reset_while_sent(running, request_, n) < within_s
         return

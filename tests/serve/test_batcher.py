@@ -32,9 +32,9 @@ class Gate:
 
     def __call__(self, images):
         self.sizes.append(len(images))
-        self.values.append(images[:, 0, 0, 0].tolist())
+        self.values.append([int(image[0, 0, 0]) for image in images])
         assert self.event.wait(LONG_S)
-        return {"sum": images.sum(axis=(1, 2, 3)).astype(np.float32), "map": images[..., :1].astype(np.float32)}
+        return [{"sum": int(image.sum()), "map": image[..., :1]} for image in images]
 
 
 def run(test, **options):
@@ -63,8 +63,8 @@ def test_an_answer_has_the_image_of_its_caller():
         return await asyncio.gather(*(batcher.submit("k", image(i), gate) for i in range(10)))
 
     answers = run(test)
-    assert [answer.outputs["sum"] for answer in answers] == [18 * i for i in range(10)]
-    assert all(answer.outputs["map"].shape == (2, 3, 1) for answer in answers)
+    assert [answer.output["sum"] for answer in answers] == [18 * i for i in range(10)]
+    assert all(answer.output["map"].shape == (2, 3, 1) for answer in answers)
     assert sum(gate.sizes) == 10 and max(gate.sizes) <= 4
 
 
@@ -186,16 +186,16 @@ def test_an_error_reaches_every_caller_and_the_next_batch_runs():
 
     failed, answer = run(test, on_batch=records.append, max_delay_s=0.01)
     assert [type(error) for error in failed] == [MemoryError] * 2
-    assert answer.outputs["sum"] == 18
+    assert answer.output["sum"] == 18
     tried = [(2, MemoryError), (1, MemoryError), (1, MemoryError), (1, type(None))]
     assert [(record.size, type(record.error)) for record in records] == tried
 
 
 def test_an_image_that_fails_its_batch_fails_alone():
     def picky(images):
-        if (images == 7).any():
+        if any((image == 7).any() for image in images):
             raise RuntimeError("a seven")
-        return {"sum": images.sum(axis=(1, 2, 3)).astype(np.float32)}
+        return [{"sum": int(image.sum())} for image in images]
 
     async def test(batcher):
         calls = (batcher.submit("k", image(value), picky) for value in (6, 7, 8))
@@ -203,7 +203,7 @@ def test_an_image_that_fails_its_batch_fails_alone():
 
     six, seven, eight = run(test, max_delay_s=0.01)
     assert str(seven) == "a seven"
-    assert [(one.outputs["sum"], one.batch_size) for one in (six, eight)] == [(108, 1), (144, 1)]
+    assert [(one.output["sum"], one.batch_size) for one in (six, eight)] == [(108, 1), (144, 1)]
 
 
 def test_one_that_left_is_not_run_again_after_a_failure():
@@ -235,13 +235,13 @@ def test_what_would_end_the_event_loop_is_an_error_like_others(raised):
             await batcher.submit("k", image(), dying)
         return await batcher.submit("k", image(1), Gate(is_open=True))
 
-    assert run(test).outputs["sum"] == 18
+    assert run(test).output["sum"] == 18
 
 
-def test_outputs_of_another_number_of_images_are_an_error():
+def test_another_number_of_outputs_is_an_error():
     async def test(batcher):
-        with pytest.raises(ValueError, match="output sum of 1 images"):
-            await batcher.submit("k", image(), lambda images: {"sum": np.zeros(len(images) + 1)})
+        with pytest.raises(ValueError, match="expected 1 outputs of a run, got 2"):
+            await batcher.submit("k", image(), lambda images: [*images, None])
 
     run(test)
 
@@ -261,7 +261,7 @@ def test_an_execution_that_hangs_is_given_up_and_another_thread_goes_on():
     hung, answer = run(test, max_delay_s=0.01, timeout_s=0.05, on_batch=records.append)
     assert [type(error) for error in hung] == [ExecutionTimeoutError] * 2
     assert gate.sizes == [2], "it is not run again: it would hang again"
-    assert answer.outputs["sum"] == 18
+    assert answer.output["sum"] == 18
     assert [record.error is None for record in records] == [False, True]
 
 
@@ -273,7 +273,7 @@ def test_a_thread_that_cannot_be_started_fails_its_callers_and_no_others(monkeyp
                 await batcher.submit("k", image(), Gate(is_open=True))
         return await batcher.submit("k", image(1), Gate(is_open=True))
 
-    assert run(test).outputs["sum"] == 18
+    assert run(test).output["sum"] == 18
 
 
 def test_closing_does_not_wait_for_an_execution_that_hangs(monkeypatch):
@@ -356,6 +356,77 @@ def test_what_cannot_share_the_cores_waits_for_those_beside_each_other_and_they_
     assert (alone.sizes, beside.sizes) == ([1, 1], [1, 1, 1, 1])
 
 
+def submit_on_one_core(batcher, value, gate, **options):
+    return asyncio.create_task(batcher.submit("v", image(value), gate, gate, most=1, **options))
+
+
+def test_what_is_on_one_core_is_not_alone_and_as_many_as_workers_are_handed_over_ahead():
+    gate = Gate()
+
+    async def test(batcher):
+        tasks = [submit_on_one_core(batcher, i, gate) for i in range(6)]
+        await until(lambda: len(gate.sizes) == 2)
+        await until(lambda: batcher.inside == 6)
+        assert (batcher.depth, batcher._depth) == (4, 2), "two wait in the threads' queue"
+        gate.event.set()
+        await asyncio.gather(*tasks)
+        assert batcher.depth == batcher.inside == 0
+
+    run(test, workers=2)
+    assert sorted(gate.values[:2]) == [[0], [1]] and sorted(gate.values) == [[i] for i in range(6)]
+
+
+def test_what_is_handed_over_ahead_was_next_and_is_never_bulk():
+    """An interactive image that comes while bulk ones are computed is next, whatever waits."""
+    gate, alone = Gate(), Gate(is_open=True)
+
+    async def test(batcher):
+        tasks = [submit_on_one_core(batcher, i, gate, priority="bulk") for i in range(3)]
+        await until(lambda: gate.values == [[0]])
+        tasks.append(asyncio.create_task(batcher.submit("k", image(3), alone)))
+        await asyncio.sleep(0)
+        tasks.append(submit_on_one_core(batcher, 4, gate))
+        await until(lambda: batcher.depth == 4)
+        assert batcher._depth == 4, "the first of these is not on one core"
+        gate.event.set()
+        await asyncio.gather(*tasks)
+
+    run(test, bulk_wait_s=LONG_S)
+    assert (gate.values, alone.values) == ([[0], [4], [1], [2]], [[3]])
+
+
+def test_who_leaves_before_a_thread_has_begun_makes_room_for_the_next():
+    gate = Gate()
+
+    async def test(batcher):
+        first = submit_on_one_core(batcher, 0, gate)
+        await until(lambda: gate.values == [[0]])
+        gone, waits = submit_on_one_core(batcher, 1, gate), submit_on_one_core(batcher, 2, gate)
+        await until(lambda: (batcher.depth, batcher._depth) == (2, 1))
+        gone.cancel()
+        await until(lambda: (batcher.depth, batcher._depth) == (1, 0))
+        gate.event.set()
+        await asyncio.gather(first, waits)
+
+    run(test)
+    assert gate.values == [[0], [2]]
+
+
+def test_what_waits_behind_one_that_hangs_is_not_given_up_with_it():
+    hangs, gate = Gate(), Gate(is_open=True)
+
+    async def test(batcher):
+        hung, waits = submit_on_one_core(batcher, 0, hangs), submit_on_one_core(batcher, 1, gate)
+        await until(lambda: batcher.depth == 1)
+        with pytest.raises(ExecutionTimeoutError):
+            await hung
+        assert (await waits).output["sum"] == 18 and batcher.hung == 1
+        hangs.event.set()
+        await until(lambda: batcher.hung == 0)
+
+    run(test, timeout_s=0.1)
+
+
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 4), (3, [3, 1]), (9, [4]), (0, [1] * 4)])
 def test_a_batch_may_be_smaller_than_the_largest(most, sizes):
     gate = Gate(is_open=True)
@@ -400,7 +471,7 @@ def test_a_caller_that_leaves_as_its_time_ends_does_no_harm():
         assert batcher.depth == 0
         gate.event.set()
         await first
-        assert (await batcher.submit("k", image(3), gate)).outputs["sum"] == 54
+        assert (await batcher.submit("k", image(3), gate)).output["sum"] == 54
         assert late.cancelled() and gone.cancelled()
 
     run(test)
@@ -526,6 +597,6 @@ def test_every_image_is_answered_once_or_cancelled(
         elif i in expired:
             assert isinstance(answer, DeadlineTooShortError)
         else:
-            assert answer.outputs["sum"] == 18 * i
+            assert answer.output["sum"] == 18 * i
     assert max(gate.sizes, default=0) <= max_batch
     assert not depths or (depths[-1] == 0 and min(depths) == 0)

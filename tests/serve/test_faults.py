@@ -73,12 +73,13 @@ class FaultyRunner:
         self.inner.close()
 
 
-@pytest.fixture
-def faulty(serving, toy_bundle):
+@pytest.fixture(params=[{}, {"max_batch": 1}], ids=["in pools", "in one thread"])
+def faulty(request, serving, toy_bundle):
     """A function that starts a server; returns it and the runners of its models by name."""
     made = []
 
     def start(*names, **options):
+        options = request.param | options
         runners = {}
 
         def load(path):

@@ -16,7 +16,8 @@ from PIL import Image
 from serve.image_memory import ImageMemory
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
-from serve.pipeline import BYTES_PER_PIXEL, BYTES_PER_RAW_PIXEL, Job
+from serve.job import Job
+from serve.steps import BYTES_PER_PIXEL, BYTES_PER_RAW_PIXEL
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -258,8 +259,9 @@ def test_raw_pixels_take_memory_for_their_masks(busy, colours):
         assert one.result(LONG_S).outputs and other.result(LONG_S).outputs
 
 
-def test_what_a_cancelled_request_decodes_is_counted_until_its_thread_is_done(serving, colours):
-    running = serving(image_memory_mib=1)
+@pytest.mark.parametrize("max_batch", [8, 1], ids=["in pools", "in one thread"])
+def test_what_a_cancelled_request_decodes_is_counted_until_its_thread_is_done(serving, colours, max_batch):
+    running = serving(image_memory_mib=1, max_batch=max_batch)
     pipeline, model = running.server.pipeline, running.server.models.get("toy", "1").model
     decoding, gate = threading.Event(), threading.Event()
 
@@ -269,7 +271,7 @@ def test_what_a_cancelled_request_decodes_is_counted_until_its_thread_is_done(se
         return colours
 
     async def test():
-        job = Job("toy", "1", model, image, model.request(), n_pixels=1000)
+        job = Job("toy", "1", model, image, model.request(), size=(20, 50))
         task = asyncio.create_task(pipeline.segment(job, lambda answer: answer))
         await asyncio.to_thread(decoding.wait, LONG_S)
         task.cancel()

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 import weakseg
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
+from serve.job import Answer
 from serve.oip import response_from_answers
 from serve.oip_requests import Options
 from serve.oip_tensors import add_output, images_from_request
-from serve.pipeline import Answer
 from serve.repository import BundleFolder
 from weakseg.classes import ClassTable, voc_palette
 from weakseg.errors import ImageError, InvalidRequestError

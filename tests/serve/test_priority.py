@@ -9,7 +9,7 @@ import pytest
 
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
-from serve.pipeline import Job
+from serve.job import Job
 from weakseg import errors
 from weakseg.client import Client
 from weakseg.v1 import segmentation_service_pb2 as pb
@@ -116,7 +116,7 @@ def test_bulk_images_leave_the_pools_to_others(serving, colours):
             assert gate.wait(LONG_S)
             return colours
 
-        return Job("toy", "1", model, image, model.request(), n_pixels=colours.size // 3, priority=priority)
+        return Job("toy", "1", model, image, model.request(), size=colours.shape[:2], priority=priority)
 
     async def test():
         def start(name, priority):

@@ -13,7 +13,7 @@ import pytest
 import weakseg
 from serve.inference import grpc_inference_service_pb2 as oip
 from serve.inference import grpc_inference_service_pb2_grpc as oip_grpc
-from serve.pipeline import Job
+from serve.job import Job
 from serve.refining import Refiners
 from weakseg.classes import ClassTable
 from weakseg.client import Client
@@ -229,7 +229,7 @@ def test_what_is_refined_without_its_caller_is_counted_until_its_thread_is_done(
         check()
         raise AssertionError("its caller has gone")
 
-    monkeypatch.setattr("serve.pipeline.Pipeline._refine", step)
+    monkeypatch.setattr("serve.steps.Steps.refine", step)
     with stub_of(running) as stub:
         call = stub.Segment.future(request(png(photo)), timeout=LONG_S)
         assert refining.wait(LONG_S)

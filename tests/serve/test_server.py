@@ -24,10 +24,10 @@ import weakseg
 from serve import commands
 from serve.logs import JsonFormatter, TextFormatter
 from serve.models import ModelState
-from serve.pipeline import most_of
 from serve.repository import BundleFolder
 from serve.server import Server, loader
 from serve.settings import ServeConfig
+from serve.steps import most_of
 from weakseg import signature
 from weakseg.cli import main
 from weakseg.client import Client

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import serve.job
 import serve.pipeline
 import serve.service
+import serve.steps
+import serve.visit
 from serve.pace import LATEST, LEAST
 from serve.repository import find_bundles
 from weakseg.cam import alpha_from_threshold
@@ -418,7 +421,10 @@ def test_a_call_with_less_time_than_an_execution_takes_never_reaches_the_network
     ],
     ids=["before it is decoded", "before its mask", "before it is refined", "before it is encoded"],
 )
-def test_nothing_more_is_done_once_the_deadline_has_passed(serving, colours, png, monkeypatch, last, first_not, output):
+@pytest.mark.parametrize("max_batch", [8, 1], ids=["in pools", "in one thread"])
+def test_nothing_more_is_done_once_the_deadline_has_passed(
+    serving, colours, png, monkeypatch, max_batch, last, first_not, output
+):
     done, late_s = [], [0.0]
 
     def recorded(step, function):
@@ -430,16 +436,17 @@ def test_nothing_more_is_done_once_the_deadline_has_passed(serving, colours, png
 
         return record
 
-    running = serving()
+    running = serving(max_batch=max_batch)
     for step, owner, name in (
-        ("look", serve.pipeline, "probe"),
+        ("look", serve.steps, "probe"),
         ("decode", Model, "decode"),
         ("run", running.runner, "run"),
         ("finish", Model, "finish"),
         ("encode", serve.service, "response_from_answer"),
     ):
         monkeypatch.setattr(owner, name, recorded(step, getattr(owner, name)))
-    monkeypatch.setattr(serve.pipeline, "monotonic", lambda: time.monotonic() + late_s[0])
+    for module in (serve.job, serve.pipeline, serve.visit):
+        monkeypatch.setattr(module, "monotonic", lambda: time.monotonic() + late_s[0])
     with stub_of(running) as stub, pytest.raises(grpc.RpcError) as raised:
         stub.Segment(request(png(colours), output), timeout=LONG_S)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

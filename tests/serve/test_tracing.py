@@ -73,8 +73,13 @@ def segment(running, message, traceparent=None):
     return "OK"
 
 
-def test_a_request_is_a_span_with_a_child_per_stage(traced, colours, png):
-    made = traced()
+@pytest.mark.parametrize(
+    ("max_batch", "first"),
+    [(8, ["decode", "queue", "infer", "queue", "infer"]), (1, ["queue", "decode", "infer", "infer"])],
+    ids=["in pools", "in one thread"],
+)
+def test_a_request_is_a_span_with_a_child_per_stage(traced, colours, png, max_batch, first):
+    made = traced(max_batch=max_batch)
     assert segment(made.running, request(png(colours), request_id="mine"), SAMPLED) == "OK"
     (span,) = made.named(SEGMENT)
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE_ID, PARENT_ID)
@@ -92,8 +97,8 @@ def test_a_request_is_a_span_with_a_child_per_stage(traced, colours, png):
         "weakseg.batch_size": 1,
     }
     children = sorted(made.children(span), key=lambda child: child.start_time)
-    graphs = ["queue", "infer"] * 2  # the classifier's, then the segmentation network's
-    assert [child.name for child in children] == ["decode", *graphs, "postprocess", "encode"]
+    # Of the classifier, then of the segmentation network.
+    assert [child.name for child in children] == [*first, "postprocess", "encode"]
     # Their times follow each other within the request's; a microsecond for two clocks read one after the other.
     slack_ns = 10**6
     assert all(one.end_time <= two.start_time + slack_ns for one, two in itertools.pairwise(children))
