@@ -93,6 +93,8 @@ def _count(metrics: Metrics, outcome: Outcome, code: grpc.StatusCode, seconds: f
 def _log(
     request_id: str, outcome: Outcome, code: grpc.StatusCode, seconds: float, failure: BaseException | None
 ) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
     fields: dict[str, Any] = {
         "request_id": request_id[:MAX_REQUEST_ID],  # one that is refused for its length comes through here, too
         "model": "/".join(outcome.model),

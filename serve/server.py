@@ -230,7 +230,7 @@ class Server:
                 ("grpc.max_send_message_length", limit),
                 # Identity alone: small messages that unfold to the limit would be refused only when they have.
                 ("grpc.compression_enabled_algorithms_bitset", 1),
-                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+                ("grpc.so_reuseport", int(self.config.share_port)),  # gRPC's own default is to share it, unasked
                 # Clients that ping every 30 s on idle connections are not abuse.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),

@@ -49,6 +49,7 @@ class ServeConfig(BaseModel):
     warm_up: Annotated[tuple[str, ...], NoDecode] = ("500x375",)  # sizes of images that a loaded model is run on first
     host: str = "0.0.0.0"  # where the ports for gRPC and metrics listen; 127.0.0.1 = for this machine alone
     port: Port = 8500  # gRPC; 0 = a free one
+    share_port: bool = False  # with other servers that say so, too: the system spreads connections over them
     metrics_port: Port = 9464  # HTTP: /metrics, /livez, /readyz; 0 = a free one
     admin_port: Port | None = None  # gRPC: load and unload models, set the log level; 0 = a free one, None = closed
     admin_host: str = "127.0.0.1"  # where that port listens; other machines may only reach it with tokens

@@ -1,12 +1,16 @@
 """R10, R11, R12: what happens to requests while servers stop, die, and change their models."""
 
 import json
+import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from functools import partial
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -145,6 +149,48 @@ def test_r11_a_server_that_is_killed_is_not_noticed_by_clients_that_try_again(pr
     assert len(failed) <= 4, "no more than were on their way to it"
     assert {error.code() for error in failed} <= {grpc.StatusCode.UNAVAILABLE}
     children[1][0].send_signal(signal.SIGTERM)
+
+
+def n_answered(said):
+    text = urlopen(f"http://127.0.0.1:{said['metrics_port']}/metrics", timeout=LONG_S).read().decode()
+    return sum(float(n) for n in re.findall(r'^weakseg_requests_total{.*code="OK".*} (\S+)$', text, re.M))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not spread connections over those that share")
+def test_servers_on_one_port_share_its_connections_and_one_takes_over_from_another(process, png, colours):
+    told = ("--share-port", "--log-level", "warning", "--drain-delay-s", "0")
+    first, said = process(*told)
+    port, target = ("--port", str(said["port"])), f"127.0.0.1:{said['port']}"
+    wait_ready(target)
+    second, said_second = process(*told, *port)
+    while not is_http_ready(said_second):
+        time.sleep(0.01)
+    for _ in range(40):  # connections: that all go to one of two happens once in 10^12
+        with grpc.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            pb_grpc.SegmentationServiceStub(channel).Segment(request(png, colours), timeout=LONG_S)
+    assert n_answered(said) + n_answered(said_second) == 40
+    assert n_answered(said) > 0 and n_answered(said_second) > 0
+
+    children, loads = [first, second], []
+    for _ in range(3):
+        with Client(target) as client, Load(partial(client.segment, colours)) as load:
+            load.wait_for(20)
+            children[0].send_signal(signal.SIGTERM)
+            children.pop(0).communicate(timeout=LONG_S)
+            load.wait_for(40)
+            new, said_new = process(*told, *port)
+            children.append(new)
+            while not is_http_ready(said_new):
+                time.sleep(0.01)
+        loads += load.outcomes
+    assert [str(error) for _, error in loads if isinstance(error, Exception)] == []
+
+
+def is_http_ready(said):
+    try:
+        return urlopen(f"http://127.0.0.1:{said['metrics_port']}/readyz", timeout=LONG_S).status == 200
+    except HTTPError:
+        return False
 
 
 def put(bundle, root, version, damage=None):

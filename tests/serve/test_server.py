@@ -141,8 +141,12 @@ def test_sigint_stops_without_the_delay(process):
 
 def test_a_port_in_use_is_a_clear_error(shared_serving, toy_bundle, capsys, serving):
     port = shared_serving.server.port
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: stop what uses the port"):
-        serving(port=port)
+    for share_port in (False, True):
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: stop what uses the port"):
+            serving(port=port, share_port=share_port)
+    shared = serving(share_port=True).server.port
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{shared}: stop what uses the port"):
+        serving(port=shared)
     flags = ["--bundle", str(toy_bundle), "--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0"]
     assert main(["serve", *flags]) == 2
     assert "--port" in capsys.readouterr().err
