@@ -157,7 +157,7 @@ JOB := onnxruntime==1.31.1 numpy==2.4.6 opencv-python-headless==5.0.0.93
 .venv-peer-ray/.installed: PEER := ray[serve]==2.60.0 $(JOB)
 .venv-peer-torchserve/.installed: PEER := torchserve==0.12.0 torch-model-archiver==0.12.0 torch==2.13.0 pyyaml $(JOB)
 .venv-peer-triton/.installed: PEER := nvidia-pytriton==0.7.0 onnxruntime==1.31.1 numpy==1.26.4 opencv-python-headless==4.11.0.86
-.venv-peer-weakseg/.installed: PEER := -c constraints.txt -e .[serve]
+.venv-peer-weakseg/.installed: PEER := -c constraints.txt -e .[serve,uvloop]
 PEERS := $(patsubst %,.venv-peer-%/.installed,bentoml kserve litserve mlserver ray torchserve triton weakseg)
 .venv-peer-weakseg/.installed: pyproject.toml constraints.txt
 $(PEERS): Makefile

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
         return check(config, folders, as_json=arguments.json)
     return_large_blocks()
     set_up(config.log_format, config.log_level)
-    as_it_should = asyncio.run(serve(config, scan, print_json if arguments.json else print_hint))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        as_it_should = runner.run(serve(config, scan, print_json if arguments.json else print_hint))
     code = 0 if as_it_should else 1
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # An execution hangs, and Python would wait for its thread.
@@ -71,6 +72,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         os._exit(code)
     return code
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed; None = asyncio's own."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
 
 
 def check(config: ServeConfig, folders: Sequence[BundleFolder], *, as_json: bool) -> int:

@@ -168,6 +168,7 @@ class Server:
             "admin_port": self.admin_port,
             "models": [f"{entry.name}/{entry.version}" for entry in self.models.entries()],
             "threads": self.threads,
+            "event_loop": type(asyncio.get_running_loop()).__module__,
             "version": weakseg.__version__,
         }
         log.info("serving", extra={"fields": fields})

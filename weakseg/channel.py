@@ -17,6 +17,7 @@ from weakseg.errors import ConfigError, QueueFullError, RateLimitedError, Weakse
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 30_000, 10_000
 MOST_TRIES = 4  # of a call that a busy server refuses, and of one that gRPC finds no server for
 MOST_PAUSE_S = 0.05
+CONNECT_AGAIN_MS = 100  # after a connection that failed; then 1.6 times as long each time, up to two minutes
 ASK_AGAIN_MS = 1000  # for a name's addresses, at the least, when a server is lost
 TOKEN_VARIABLE = "WEAKSEG_TOKEN"  # where commands find theirs: a command line is seen by all users of a machine
 SERVICE = "weakseg.v1.SegmentationService"
@@ -157,6 +158,9 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes + 65536),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
+        # gRPC's default is 1 s, longer than all tries of a call take: where one address stands for several servers, a
+        # connection that one of them drops as it stops would fail calls that the others could answer.
+        ("grpc.initial_reconnect_backoff_ms", CONNECT_AGAIN_MS),
         # gRPC's default is 30 s, in which an update may have replaced every server that is known.
         ("grpc.dns_min_time_between_resolutions_ms", ASK_AGAIN_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def settings(peer: Peer, folder: Path, turn: int) -> list[str]:
     """Those to measure in a round."""
-    names = peer.settings if folder.name == INFER else (*peer.settings, *peer.path_settings)
-    tried = {name: folder / "round-0" / f"{peer.name}-{name}.json" for name in names}
+    tried = {name: folder / "round-0" / f"{peer.name}-{name}.json" for name in peer.settings}
     if turn == 0:
         return list(tried)
     closed = {name: json.loads(file.read_text())["closed"] for name, file in tried.items() if file.is_file()}

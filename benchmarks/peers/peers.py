@@ -44,7 +44,6 @@ class Peer:
 
     package: whose version is said. api: what its users would take of what it speaks.
     service: where to ask, of its port. request: what to send of a JPEG file.
-    path_settings: beside `settings`, for networks that leave the server's own path to be the bound.
     checked: it answers with masks.
     """
 
@@ -54,7 +53,6 @@ class Peer:
     service: Callable[[int], Service]
     request: Callable[[bytes], bytes] = bytes
     settings: tuple[str, ...] = ("workers", "batches", "threads")
-    path_settings: tuple[str, ...] = ()
     environment: str = ""
     checked: bool = True
 
@@ -109,7 +107,7 @@ def bytes_value(image: bytes) -> bytes:
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 JPEG = {"Content_Type": "image/jpeg"}
-OURS = Peer("weakseg", "weakseg", "gRPC", grpc(SEGMENT), segment_request, ("defaults",), ("workers",))
+OURS = Peer("weakseg", "weakseg", "gRPC", grpc(SEGMENT), segment_request, ("defaults",))
 PEERS = {
     peer.name: peer
     for peer in (
@@ -121,16 +119,7 @@ PEERS = {
         Peer("triton", "nvidia-pytriton", "gRPC", grpc(MODEL_INFER), oip_request_of_a_batch),
         Peer("ray", "ray", "gRPC", grpc("/peers.Segmentation/Segment"), bytes_value),
         Peer("torchserve", "torchserve", "gRPC", grpc(PREDICTIONS), torchserve_request),
-        Peer(
-            "echo_grpc",
-            "grpcio",
-            "gRPC",
-            grpc(SEGMENT),
-            segment_request,
-            ("defaults",),
-            environment="weakseg",
-            checked=False,
-        ),
+        Peer("echo_grpc", "grpcio", "gRPC", grpc(SEGMENT), segment_request, ("defaults",), "weakseg", checked=False),
         Peer("echo_http", "weakseg", "HTTP", http("/"), settings=("defaults",), environment="weakseg", checked=False),
     )
 }

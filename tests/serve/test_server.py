@@ -1,5 +1,6 @@
 """The process: ports, signals, drain, reflection, the command."""
 
+import asyncio
 import json
 import logging
 import os
@@ -130,6 +131,19 @@ def connections_to(port):
     tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     rows = [line.split()[1:4] for table in tables for line in table]
     return {local for local, remote, state in rows if remote.endswith(f":{port:04X}") and state == "01"}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_it_runs_on_uvloop_where_that_is_installed(monkeypatch, installed):
+    pytest.importorskip("uvloop", reason="no uvloop: pip install 'weakseg[uvloop]'")
+    if not installed:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+
+    async def module():
+        return type(asyncio.get_running_loop()).__module__
+
+    with asyncio.Runner(loop_factory=commands.loop_factory()) as runner:
+        assert runner.run(module()) == ("uvloop" if installed else "asyncio.unix_events")
 
 
 def test_sigint_stops_without_the_delay(process):
