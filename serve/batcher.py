@@ -204,7 +204,10 @@ class Batcher:
         lane = (key, priority)
         self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
-        self._go_on()
+        if _is_on_one_core(item):  # no others come that would share its batch
+            self._dispatch()
+        else:
+            self._go_on()
         try:
             return await item.answer
         except asyncio.CancelledError:
@@ -231,7 +234,9 @@ class Batcher:
             )
 
     def _dispatch(self) -> None:
-        self._due = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
         wait_s = self._start_what_can()
         if wait_s is not None:
             self._go_on(wait_s)

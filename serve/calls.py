@@ -80,7 +80,7 @@ def counted(metrics: Metrics, call: Call, *, request_id: str, tracing: Tracing |
 
 def _count(metrics: Metrics, outcome: Outcome, code: grpc.StatusCode, seconds: float, reason: str) -> None:
     metrics.requests.labels(*outcome.model, code.name).inc(outcome.n_images)
-    metrics.priorities.labels(outcome.priority).inc(outcome.n_images)
+    metrics.of_priority(outcome.priority).inc(outcome.n_images)
     exemplar = None if outcome.trace is None else outcome.trace.exemplar
     for _ in range(outcome.n_images):
         metrics.request_seconds.labels(*outcome.model).observe(seconds, exemplar)

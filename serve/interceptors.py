@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -258,7 +259,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         labels = (kind, service, method)
         started = monotonic()
         code = grpc.StatusCode.UNKNOWN
-        self._metrics.grpc_started.labels(*labels).inc()
+        self._metrics.of_started(*labels).inc()
         self._enter(service)
         try:
             yield
@@ -279,9 +280,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
             self._leave(service)
-            self._metrics.grpc_handled.labels(*labels, code.name).inc()
+            self._metrics.of_handled(*labels, code.name).inc()
             if service in SERVICES:  # how long somebody watched the health is no news
-                self._metrics.grpc_seconds.labels(*labels).observe(monotonic() - started)
+                self._metrics.of_seconds(*labels).observe(monotonic() - started)
             if said is not None or calls.isEnabledFor(logging.DEBUG):
                 fields = {"method": path, "peer": context.peer(), "client": CLIENT.get(), "code": code.name}
                 fields |= {"ms": round((monotonic() - started) * 1000, 2)}
@@ -334,10 +335,21 @@ def _joined(name: str, version: str) -> str:
 
 def _asked_model(request: Any) -> str:
     """The model that a request of any of our methods names; a stream's request is an iterator, which names none."""
-    if hasattr(request, "model_name"):
-        return _joined(request.model_name, request.model_version)
-    ref = getattr(request, "model", request)
-    return model_name(ref) if hasattr(ref, "version") else ""
+    read = _reader(type(request))
+    return "" if read is None else read(request)
+
+
+@cache  # what a message does not have, it takes long to say
+def _reader(kind: type) -> Callable[[Any], str] | None:
+    """What reads `name/version` from messages of a type; None = they name no model."""
+    if not issubclass(kind, Message):
+        return None
+    fields = kind.DESCRIPTOR.fields_by_name
+    if "model_name" in fields:
+        return lambda request: _joined(request.model_name, request.model_version)
+    if "model" in fields and fields["model"].message_type is not None:
+        return lambda request: model_name(request.model)
+    return model_name if "version" in fields else None
 
 
 def _audited(path: str, request: Any) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import socketserver
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -98,6 +99,13 @@ class Metrics:
         self.grpc_started = self._counter("grpc_server_started_total", "Calls begun", method)
         self.grpc_handled = self._counter("grpc_server_handled_total", "Calls ended", (*method, "grpc_code"))
         self.grpc_seconds = self._histogram("grpc_server_handling_seconds", "Calls, begin to end", CALL_SECONDS, method)
+        # One child of each of these for the whole life of the server, so that a call need not look for it again.
+        self.of_stage = cache(self.stage_seconds.labels)
+        self.of_priority = cache(self.priorities.labels)
+        self.of_queue = cache(self.queue_seconds.labels)
+        self.of_started = cache(self.grpc_started.labels)
+        self.of_handled = cache(self.grpc_handled.labels)
+        self.of_seconds = cache(self.grpc_seconds.labels)
         self._gone: deque[tuple[str, str]] = deque()  # versions that are no longer served, the latest last
 
     def watch_certificate(self, expiry: Callable[[], float]) -> None:

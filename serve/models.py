@@ -129,14 +129,14 @@ class Models:
         Raises:
             ModelNotFoundError: no such model or version; the message lists what there is.
         """
-        entries = self.entries()
-        names = sorted({entry.name for entry in entries})
+        names = {key[0] for key in self.by_key}
+        known = ", ".join(sorted(names)) or "none"
         if not name and len(names) != 1:
-            raise ModelNotFoundError(f"expected the name of a model, got none: one of {', '.join(names) or 'none'}")
-        versions = {entry.version: entry for entry in entries if entry.name == (name or names[0])}
+            raise ModelNotFoundError(f"expected the name of a model, got none: one of {known}")
+        name = name or next(iter(names))
+        versions = {key[1]: self.by_key[key] for key in sorted(self.by_key, key=key_order) if key[0] == name}
         if not versions:
-            raise ModelNotFoundError(f"no model {name!r}: this server has {', '.join(names) or 'none'}")
-        name = name or names[0]
+            raise ModelNotFoundError(f"no model {name!r}: this server has {known}")
         labels = self.labels.get(name, Labels({}))
         if not version and STABLE not in labels.versions:
             newest_first = list(reversed(versions.values()))

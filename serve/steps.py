@@ -96,7 +96,7 @@ class Steps:
         queue_s = sum(run.queue_s for run in runs.values())
         self._observe(job, "queue", queue_s)
         self._observe(job, "infer", sum(run.infer_s for run in runs.values()))
-        self._metrics.queue_seconds.labels(job.priority).observe(queue_s)
+        self._metrics.of_queue(job.priority).observe(queue_s)
 
     def refine(self, job: Job, decoded: Decoded, runs: Runs, check: Check) -> list[Answer]:
         """Empty when it was stopped: here, so that what its frames hold is given back by this thread."""
@@ -159,7 +159,7 @@ class Steps:
 
     def _observe(self, job: Job, stage: str, seconds: float) -> None:
         exemplar = None if job.trace is None else job.trace.exemplar
-        self._metrics.stage_seconds.labels(stage).observe(seconds, exemplar)
+        self._metrics.of_stage(stage).observe(seconds, exemplar)
         if stage != "queue":
             self._admission.worked(seconds)
 
