@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -335,21 +336,18 @@ def _joined(name: str, version: str) -> str:
 
 def _asked_model(request: Any) -> str:
     """The model that a request of any of our methods names; a stream's request is an iterator, which names none."""
-    read = _reader(type(request))
-    return "" if read is None else read(request)
+    return _reader(request.DESCRIPTOR)(request) if isinstance(request, Message) else ""
 
 
 @cache  # what a message does not have, it takes long to say
-def _reader(kind: type) -> Callable[[Any], str] | None:
-    """What reads `name/version` from messages of a type; None = they name no model."""
-    if not issubclass(kind, Message):
-        return None
-    fields = kind.DESCRIPTOR.fields_by_name
+def _reader(kind: Descriptor) -> Callable[[Any], str]:
+    """What reads `name/version` from messages of a type; nothing from those that name no model."""
+    fields = kind.fields_by_name
     if "model_name" in fields:
         return lambda request: _joined(request.model_name, request.model_version)
     if "model" in fields and fields["model"].message_type is not None:
         return lambda request: model_name(request.model)
-    return model_name if "version" in fields else None
+    return model_name if "version" in fields else lambda _: ""
 
 
 def _audited(path: str, request: Any) -> dict[str, Any] | None:
