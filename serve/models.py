@@ -134,7 +134,8 @@ class Models:
         if not name and len(names) != 1:
             raise ModelNotFoundError(f"expected the name of a model, got none: one of {known}")
         name = name or next(iter(names))
-        versions = {key[1]: self.by_key[key] for key in sorted(self.by_key, key=key_order) if key[0] == name}
+        of_name = (self.by_key[key] for key in sorted(self.by_key, key=key_order) if key[0] == name)
+        versions = {entry.version: entry for entry in of_name}
         if not versions:
             raise ModelNotFoundError(f"no model {name!r}: this server has {known}")
         labels = self.labels.get(name, Labels({}))

@@ -27,11 +27,11 @@ from PIL import Image
 import weakseg
 from serve.interceptors import status_from_error
 from serve.repository import find_bundles
-from serve.requests import image_from_message
 from weakseg import errors
 from weakseg.channel import SERVICE, channel_options
 from weakseg.client import AsyncClient, Client
 from weakseg.image import upright
+from weakseg.model import Model
 from weakseg.v1 import segmentation_service_pb2 as pb
 from weakseg.v1 import segmentation_service_pb2_grpc as pb_grpc
 
@@ -348,12 +348,14 @@ def test_without_order_no_result_waits_for_a_slow_one(serving, monkeypatch, colo
     images = [colours, *stripes(6)]
     first_may_go = threading.Event()
 
-    def slow(message, **options):
-        if (message.raw.width, message.raw.height) == (56, 40):
-            assert first_may_go.wait(LONG_S)
-        return image_from_message(message, **options)
+    decode = Model.decode
 
-    monkeypatch.setattr("serve.service.image_from_message", slow)
+    def slow(self, image, **options):
+        if image.shape == colours.shape:
+            assert first_may_go.wait(LONG_S)
+        return decode(self, image, **options)
+
+    monkeypatch.setattr(Model, "decode", slow)
     got = []
 
     def take(pair):
