@@ -98,9 +98,9 @@ def upsample_one(
         )
         return np.asarray(grown[:height, :width][rows], dtype=np.float32)
     # cv2.resize derives its scale from the two sizes, which cannot express a cropped last cell.
-    top, bottom, down = (taps[rows] for taps in _linear_taps(cells.shape[0], height, in_height))
+    top, bottom, down = (taps[rows] for taps in linear_taps(cells.shape[0], height, in_height))
     cells = cells[top[0] : bottom[-1] + 1]
-    left, right, along = _linear_taps(cells.shape[1], width, in_width)
+    left, right, along = linear_taps(cells.shape[1], width, in_width)
     wide = cells[:, left] * (1 - along) + cells[:, right] * along
     out: NDArray[np.float32] = wide[top - top[0]]
     out *= (1 - down)[:, None]
@@ -173,7 +173,7 @@ def _maps(maps: NDArray[Any], name: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(maps, dtype=np.float32)
 
 
-def _linear_taps(
+def linear_taps(
     n_cells: int, size: int, in_size: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """First cell, second cell and weight of the second, for every pixel along one axis."""

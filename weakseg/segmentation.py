@@ -13,9 +13,9 @@ from weakseg.cam import check_cells, upsample, upsample_one
 from weakseg.classes import mask_dtype
 from weakseg.errors import DataError
 from weakseg.recipe import CrfConfig
+from weakseg.upsampled_argmax import upsampled_argmax
 
 LEAST_PROBABILITY = 0.01
-_STRIP_PIXELS = 2**17
 
 
 def labels_from_logits(
@@ -27,23 +27,22 @@ def labels_from_logits(
         logits: (C + 1, ceil(in_height / 4), ceil(in_width / 4)) float.
         height, width, in_height, in_width: as in `weakseg.cam.upsample`.
     Returns:
-        (height, width) in `mask_dtype(C)`. Beside it only strips of an image that was scaled are there at a time.
+        (height, width) in `mask_dtype(C)`.
     Raises:
         DataError: another shape, or logits that are not finite.
     """
     logits = _logits(logits)
     in_height, in_width = in_height or height, in_width or width
     check_cells(logits, in_height, in_width)
+    if (height, width) != (in_height, in_width):
+        return upsampled_argmax(logits, height, width, in_height, in_width)
     first, *others = _contenders(logits)
     labels = np.full((height, width), first, dtype=mask_dtype(len(logits) - 1))
-    n_rows = height if (height, width) == (in_height, in_width) else max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, n_rows):
-        rows = slice(top, top + n_rows)
-        best = upsample_one(logits[first], height, width, in_height, in_width, rows)
-        for channel in others:
-            value = upsample_one(logits[channel], height, width, in_height, in_width, rows)
-            np.copyto(labels[rows], channel, where=value > best)
-            np.maximum(best, value, out=best)
+    best = upsample_one(logits[first], height, width, in_height, in_width)
+    for channel in others:
+        value = upsample_one(logits[channel], height, width, in_height, in_width)
+        np.copyto(labels, channel, where=value > best)
+        np.maximum(best, value, out=best)
     return labels
 
 

@@ -29,6 +29,9 @@ def small(root: Path) -> Path:
         weights("head", len(serving.CLASSES) + 1, FEATURES, 1, 1),
         numpy_helper.from_array(np.array([127.5], np.float32), "half"),
         numpy_helper.from_array(np.array([1], np.int64), "channel"),
+        numpy_helper.from_array(np.array([len(serving.CLASSES) + 1], np.int64), "channels"),
+        numpy_helper.from_array(np.array([3], np.int64), "three"),
+        numpy_helper.from_array(np.array([4], np.int64), "four"),
     ]
     nodes = [
         helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),
@@ -39,14 +42,19 @@ def small(root: Path) -> Path:
         helper.make_node("Relu", ["p"], ["p+"]),
         helper.make_node("Conv", ["p+", "context"], ["c"], strides=[2, 2], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["c+"]),
-        helper.make_node("Conv", ["c+", "head"], ["logits"]),
-        helper.make_node("ArgMax", ["logits"], ["best"], axis=1),  # (B, 1, h, w)
+        helper.make_node("Conv", ["c+", "head"], ["cells"]),
+        helper.make_node("ArgMax", ["cells"], ["best"], axis=1),  # (B, 1, h, w)
         helper.make_node("Cast", ["best"], ["coarse"], to=TensorProto.UINT8),
         helper.make_node("Shape", ["planes"], ["size"], start=2),
         helper.make_node("Shape", ["planes"], ["batch"], end=1),
         helper.make_node("Concat", ["batch", "channel", "size"], ["sizes"], axis=0),
         helper.make_node("Resize", ["coarse", "", "", "sizes"], ["fine"], mode="nearest"),
         helper.make_node("Squeeze", ["fine", "channel"], ["labels"]),
+        # At a quarter of the image, as ours takes them of images that were scaled down.
+        helper.make_node("Add", ["size", "three"], ["size+3"]),
+        helper.make_node("Div", ["size+3", "four"], ["quarter"]),
+        helper.make_node("Concat", ["batch", "channels", "quarter"], ["quarters"], axis=0),
+        helper.make_node("Resize", ["cells", "", "", "quarters"], ["logits"], mode="nearest"),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", "H", "W", 3])
     outputs = [

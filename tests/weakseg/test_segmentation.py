@@ -50,9 +50,11 @@ def test_thin_images(size: tuple[int, int]) -> None:
 def test_strips_make_the_whole(height: int, width: int, in_height: int, in_width: int, strip_pixels: int) -> None:
     rng = np.random.default_rng(height * 61 + width)
     logits = rng.normal(size=(4, -(-in_height // 4), -(-in_width // 4))).astype(np.float32)
-    with mock.patch("weakseg.segmentation._STRIP_PIXELS", strip_pixels):
-        labels = labels_from_logits(logits, height, width, in_height, in_width)
-    np.testing.assert_array_equal(labels, upsample(logits, height, width, in_height, in_width).argmax(axis=0))
+    expected = upsample(logits, height, width, in_height, in_width).argmax(axis=0)
+    for dense in (0.0, 1.0):  # everywhere, and along outlines only
+        with mock.patch.multiple("weakseg.upsampled_argmax", STRIP_PIXELS=strip_pixels, DENSE=dense):
+            labels = labels_from_logits(logits, height, width, in_height, in_width)
+        np.testing.assert_array_equal(labels, expected)
 
 
 def test_many_classes_need_two_bytes() -> None:
@@ -109,3 +111,15 @@ def test_crf_of_many_classes_keeps_those_that_win() -> None:
     labels = crf_labels(np.zeros((16, 20, 3), np.uint8), logits, CrfConfig(iterations=0))
     assert labels.dtype == np.uint16
     assert set(np.unique(labels)) <= set(np.unique(logits.argmax(axis=0)))
+
+
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 999), st.integers(1, 3))
+def test_the_largest_between_cells_is_that_of_all_values_where_many_are_equal(
+    n: int, n_values: int, seed: int, times: int
+) -> None:
+    """Small whole numbers: ties at corners, along edges and in whole squares. What is computed of them is exact."""
+    logits = np.random.default_rng(seed).integers(0, n_values, (n, 4, 5)).astype(np.float32)
+    height, width = 16 * 2**times, 20 * 2**times
+    with mock.patch("weakseg.upsampled_argmax.DENSE", 1.0):
+        labels = labels_from_logits(logits, height, width, 16, 20)
+    np.testing.assert_array_equal(labels, upsample(logits, height, width, 16, 20).argmax(axis=0))
