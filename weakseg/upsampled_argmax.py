@@ -113,14 +113,18 @@ def _compute_mixed(
         return
     top, bottom, lower = (tap[y] for tap in down)
     left, right, later = (tap[x] for tap in along)
-    square = top * mixed.shape[1] + left
+    n_columns = mixed.shape[1]
+    square = top * n_columns + left
+    cells = (square, top * n_columns + right, bottom * n_columns + left, bottom * n_columns + right)
+    earlier, upper = 1 - later, 1 - lower
     best, won = np.full(len(y), -np.inf, np.float32), np.zeros(len(y), labels.dtype)
     for c in np.flatnonzero(may_win[:, top[0] : top[-1] + 1].any(axis=(1, 2))):
         here = np.flatnonzero(may_win[c].take(square))
-        t, b, le, r, a, d = (tap[here] for tap in (top, bottom, left, right, later, lower))
-        value = (maps[c, t, le] * (1 - a) + maps[c, t, r] * a) * (1 - d)
-        value += (maps[c, b, le] * (1 - a) + maps[c, b, r] * a) * d
-        larger = value > best[here]
+        first, second, third, fourth = (maps[c].take(cell.take(here)) for cell in cells)
+        before, after = earlier.take(here), later.take(here)
+        value = (first * before + second * after) * upper.take(here)
+        value += (third * before + fourth * after) * lower.take(here)
+        larger = value > best.take(here)
         here = here[larger]
         won[here] = c
         best[here] = value[larger]
