@@ -67,6 +67,7 @@ class _Item:
     deadline: float | None
     answer: asyncio.Future[BatchAnswer[Any]]
     member: Any
+    began: Callable[[], float | None] | None
     arrived: float = field(default_factory=monotonic)
 
 
@@ -179,6 +180,7 @@ class Batcher:
         deadline: float | None = None,
         priority: Priority = "interactive",
         member: Any = None,
+        began: Callable[[], float | None] | None = None,
     ) -> BatchAnswer[Out]:
         """Run `image` with others of the same `key`.
 
@@ -191,6 +193,8 @@ class Batcher:
             deadline: until when its batch must have started, on the clock of `time.monotonic`.
             priority: bulk gives way to interactive, as the class says.
             member: for `BatchRecord.members`.
+            began: when that began of its run which may hang, on the clock of `time.monotonic`; it may say None, not
+                now. None = all of the run may.
         Raises:
             QueueFullError: `limit` images wait already.
             DeadlineTooShortError: no batch could start in time.
@@ -200,7 +204,7 @@ class Batcher:
         if self.depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         most = self.max_batch if most is None else max(1, min(most, self.max_batch))
-        item = _Item(image, run, beside, most, deadline, self._loop.create_future(), member)
+        item = _Item(image, run, beside, most, deadline, self._loop.create_future(), member, began)
         lane = (key, priority)
         self._lanes.setdefault(lane, deque()).append(item)
         self._set_depth(self._depth + 1)
@@ -332,7 +336,7 @@ class Batcher:
                 continue
             execution.work = work
             if self.timeout_s is not None:
-                execution.timer = loop.call_later(self.timeout_s, self._give_up, execution)
+                execution.timer = loop.call_later(self.timeout_s, self._look_at, execution)
             work.add_done_callback(partial(self._tell, loop, execution))
             return
         self._executions.discard(execution)
@@ -351,6 +355,17 @@ class Batcher:
         if execution.work is work:
             self._settle(execution, work.exception())
             self._run_next(execution)
+
+    def _look_at(self, execution: _Execution) -> None:
+        """Give it up if it has taken too long."""
+        assert self.timeout_s is not None and execution.items  # who has no time limit, or is over, has no timer
+        told = execution.items[0].began
+        began = execution.started if told is None else told()
+        left_s = self.timeout_s - (0.0 if began is None else monotonic() - began)
+        if left_s <= 0:
+            self._give_up(execution)
+        else:
+            execution.timer = execution.over.get_loop().call_later(left_s, self._look_at, execution)
 
     def _give_up(self, execution: _Execution) -> None:
         """Leave its thread to it; others from now on."""

@@ -189,7 +189,15 @@ class Pipeline:
         try:
             # On one core beside others, so it need not be alone.
             await self._batcher.submit(
-                ("visit",), visit, go, go, most=1, deadline=latest, priority=job.priority, member=visit
+                ("visit",),
+                visit,
+                go,
+                go,
+                most=1,
+                deadline=latest,
+                priority=job.priority,
+                member=visit,
+                began=lambda: visit.graph_began,
             )
         except ModelFailedError as error:
             raise ModelRunError(str(error)) from error

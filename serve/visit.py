@@ -42,7 +42,7 @@ class Visit(Generic[T]):
         latest: when the first graph must have started, on the clock of `time.monotonic`; None = whenever.
     Attributes:
         over: what came of it, once the thread is done with it. Cancel it while it has not begun.
-        executions: that have ended. May be read in any thread.
+        executions: that have ended. graph_began: the one that runs, None = none does. May be read in any thread.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Visit(Generic[T]):
         self.job = job
         self.over: Future[T] = Future()
         self.executions: list[Execution] = []
+        self.graph_began: float | None = None
         self._steps, self._check, self._then = steps, check, then
         self._latest = latest
         self._arrived = monotonic()
@@ -93,7 +94,8 @@ class Visit(Generic[T]):
         model = self.job.model
         runner = model.runner if is_alone or model.beside is None else model.beside
         outputs = model.outputs_of(graph, decoded, self.job.request)
-        started, failure = monotonic(), None
+        self.graph_began = started = monotonic()
+        failure = None
         try:
             [output] = run_graph(partial(runner.run, graph, outputs=outputs), [decoded.prepared])
         except Exception as error:
@@ -102,5 +104,5 @@ class Visit(Generic[T]):
         finally:
             seconds = monotonic() - started
             self.executions.append(Execution(graph, decoded.prepared.shape, started, seconds, failure))
-            failure = None  # its traceback holds this frame
+            self.graph_began = failure = None  # its traceback holds this frame
         return BatchAnswer(output, 1, queue_s, seconds)

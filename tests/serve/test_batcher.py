@@ -356,6 +356,23 @@ def test_what_cannot_share_the_cores_waits_for_those_beside_each_other_and_they_
     assert (alone.sizes, beside.sizes) == ([1, 1], [1, 1, 1, 1])
 
 
+def test_only_what_may_hang_has_a_limit_of_time():
+    """Half a second of decoding, as it were, is no execution that hangs; a graph after it may be one."""
+    gate, began = Gate(), [None]
+
+    async def test(batcher):
+        call = asyncio.create_task(batcher.submit("k", image(), gate, began=lambda: began[0]))
+        await asyncio.sleep(0.5)
+        assert batcher.hung == 0 and not call.done()
+        began[0] = monotonic()
+        with pytest.raises(ExecutionTimeoutError):
+            await call
+        gate.event.set()
+        await until(lambda: batcher.hung == 0)
+
+    run(test, timeout_s=0.1)
+
+
 def submit_on_one_core(batcher, value, gate, **options):
     return asyncio.create_task(batcher.submit("v", image(value), gate, gate, most=1, **options))
 

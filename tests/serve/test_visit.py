@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -155,6 +156,19 @@ def test_a_deadline_that_decoding_leaves_no_time_for(serving, colours, png, monk
         ask(running, request(png(colours)))
     assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert running.runner.batches == [] and entry.loaded is not None
+
+
+def test_an_image_that_is_long_in_decoding_does_not_hang(serving, colours, png, monkeypatch):
+    running = serving(max_batch=1, execution_timeout_s=0.05)
+    decode = Model.decode
+
+    def decode_slowly(self, *args, **options):
+        time.sleep(0.3)
+        return decode(self, *args, **options)
+
+    monkeypatch.setattr(Model, "decode", decode_slowly)
+    assert ask(running, request(png(colours))).outputs
+    assert running.sample("weakseg_hung_executions") == 0
 
 
 def many_chunks(n):
