@@ -13,8 +13,8 @@ from time import monotonic
 
 from serve.access import CLIENT
 from serve.adaptive_limit import AdaptiveLimit
-from serve.batcher import Priority
 from serve.breaker import Breakers
+from serve.lanes import Priority
 from serve.metrics import Metrics
 from serve.rate_limit import RateLimit
 from serve.unread import Unread

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from weakseg.errors import DeadlineTooShortError, QueueFullError
+from serve.lanes import Item, Key, Lane, Lanes, Priority
+from weakseg.errors import QueueFullError
 
 In = TypeVar("In")  # an image
 Out = TypeVar("Out")  # what comes of it
-Key = tuple[Any, ...]
 Run = Callable[[list[In]], list[Out]]  # as many of these, in the same order
-Priority = Literal["interactive", "bulk"]
-_Lane = tuple[Key, Priority]
 
 CLOSE_S = 2.0  # for executions under way when the batcher closes
 
@@ -59,27 +56,14 @@ class BatchAnswer(Generic[Out]):
 
 
 @dataclass(eq=False)
-class _Item:
-    image: Any
-    run: Run[Any, Any]
-    beside: Run[Any, Any] | None
-    most: int
-    deadline: float | None
-    answer: asyncio.Future[BatchAnswer[Any]]
-    member: Any
-    began: Callable[[], float | None] | None
-    arrived: float = field(default_factory=monotonic)
-
-
-@dataclass(eq=False)
 class _Execution:
     """A batch under way: first all of it, after a failure each of its images alone."""
 
     key: Key
     shares: bool
-    batches: deque[list[_Item]]  # still to be run
+    batches: deque[list[Item]]  # still to be run
     over: asyncio.Future[None]
-    items: list[_Item] = field(default_factory=list)  # what runs now
+    items: list[Item] = field(default_factory=list)  # what runs now
     work: Future[list[Any]] | None = None
     started: float = 0.0
     timer: asyncio.TimerHandle | None = None
@@ -120,14 +104,11 @@ class Batcher:
         on_depth: Callable[[int], None] | None = None,
     ) -> None:
         self.max_batch = max_batch
-        self.max_delay_s = max_delay_s
         self.limit = limit
-        self.bulk_wait_s = bulk_wait_s
         self.timeout_s = timeout_s
         self._on_batch = on_batch
         self._on_depth = on_depth
-        self._lanes: dict[_Lane, deque[_Item]] = {}
-        self._depth = 0
+        self._lanes = Lanes(max_delay_s, bulk_wait_s)
         self._free = self._workers = workers
         self._alone = False  # whether what runs must be alone
         self._pool = self._new_pool()
@@ -139,12 +120,12 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Images that wait, be it in a thread's queue."""
-        return self._depth + max(0, -self._free)
+        return self._lanes.depth + max(0, -self._free)
 
     @property
     def inside(self) -> int:
         """Images that wait, and executions. May be asked in any thread."""
-        return self._depth + self._workers - self._free
+        return self._lanes.depth + self._workers - self._free
 
     @property
     def hung(self) -> int:
@@ -159,10 +140,10 @@ class Batcher:
         self._loop = None
         if self._due is not None:
             self._due.cancel()
-        for item in itertools.chain.from_iterable(self._lanes.values()):
+        for item in self._lanes:
             item.answer.cancel()
         self._lanes.clear()
-        self._set_depth(0)
+        self._tell_depth()
         while self._executions:
             await self.wait_running(CLOSE_S)
             for execution in self._executions.copy():
@@ -204,18 +185,20 @@ class Batcher:
         if self.depth >= self.limit:
             raise QueueFullError(f"expected at most {self.limit} images waiting, got one more: try again later")
         most = self.max_batch if most is None else max(1, min(most, self.max_batch))
-        item = _Item(image, run, beside, most, deadline, self._loop.create_future(), member, began)
+        item = Item(image, run, beside, most, deadline, self._loop.create_future(), member, began)
         lane = (key, priority)
-        self._lanes.setdefault(lane, deque()).append(item)
-        self._set_depth(self._depth + 1)
-        if _is_on_one_core(item):  # no others come that would share its batch
+        self._lanes.add(lane, item)
+        self._tell_depth()
+        if item.on_one_core:  # no others come that would share its batch
             self._dispatch()
         else:
             self._go_on()
         try:
-            return await item.answer
+            answer: BatchAnswer[Out] = await item.answer
+            return answer
         except asyncio.CancelledError:
-            self._remove(lane, item)
+            self._lanes.remove(lane, item)
+            self._tell_depth()
             for execution in self._executions.copy():
                 if item in execution.items:
                     self._begin_anew(execution)
@@ -247,18 +230,17 @@ class Batcher:
 
     def _start_what_can(self) -> float | None:
         """Start what can be started; the seconds until the next may be, None = nothing waits for time."""
-        while self._free > 0 or (self._lanes and self._goes_ahead(min(self._lanes, key=self._turn_of))):
+        while self._free > 0 or (self._lanes.depth and self._goes_ahead(self._lanes.earliest())):
             now = monotonic()
-            self._drop_dead(now)
-            if not self._lanes:
+            self._lanes.drop_dead(now)
+            self._tell_depth()
+            if not self._lanes.depth:
                 return None
-            starts = {lane: self._starts_at(items) for lane, items in self._lanes.items()}
-            ready = [lane for lane, at in starts.items() if at <= now]
-            if not ready:
-                return min(starts.values()) - now
-            lane = self._next(ready)
-            first = self._lanes[lane][0]
-            shares = _is_on_one_core(first) or (first.beside is not None and self.inside >= self._workers > 1)
+            lane = self._lanes.next(now)
+            if isinstance(lane, float):
+                return lane
+            first = self._lanes.first(lane)
+            shares = first.on_one_core or (first.beside is not None and self.inside >= self._workers > 1)
             if self._alone or (self._free < self._workers and not shares):
                 return None
             if self._free <= 0 and not self._goes_ahead(lane):
@@ -266,58 +248,16 @@ class Batcher:
             self._free -= 1
             self._alone = not shares
             over = asyncio.get_running_loop().create_future()
-            execution = _Execution(lane[0], shares, deque([self._take(lane)]), over)
+            execution = _Execution(lane[0], shares, deque([self._lanes.take(lane)]), over)
+            self._tell_depth()
             self._executions.add(execution)
             self._run_next(execution)
         return None
 
-    def _goes_ahead(self, lane: _Lane) -> bool:
+    def _goes_ahead(self, lane: Lane) -> bool:
         """Whether its first image may go to the threads while none of them is free."""
         has_room = self._free > -self._workers and not self._alone
-        return has_room and lane[1] == "interactive" and _is_on_one_core(self._lanes[lane][0])
-
-    def _starts_at(self, items: deque[_Item]) -> float:
-        return 0.0 if len(items) >= items[0].most else items[0].arrived + self.max_delay_s
-
-    def _next(self, ready: list[_Lane]) -> _Lane:
-        """Of the lanes that are ready the one whose turn it is."""
-        turn, first = min(ready, key=self._turn_of), min(self._lanes, key=self._turn_of)
-        # An interactive image that waits for others to fill its batch must not end up waiting for a bulk batch.
-        return first if turn[1] == "bulk" and first[1] == "interactive" else turn
-
-    def _turn_of(self, lane: _Lane) -> float:
-        return self._lanes[lane][0].arrived + (self.bulk_wait_s if lane[1] == "bulk" else 0.0)
-
-    def _take(self, lane: _Lane) -> list[_Item]:
-        waiting = self._lanes[lane]
-        items = [waiting.popleft() for _ in range(min(waiting[0].most, len(waiting)))]
-        if not waiting:
-            del self._lanes[lane]
-        self._set_depth(self._depth - len(items))
-        return items
-
-    def _remove(self, lane: _Lane, item: _Item) -> None:
-        """Take an image out of the queue if it is still there: its place is free at once."""
-        waiting = self._lanes.get(lane)
-        if waiting is None or item not in waiting:
-            return
-        waiting.remove(item)
-        if not waiting:
-            del self._lanes[lane]
-        self._set_depth(self._depth - 1)
-
-    def _drop_dead(self, now: float) -> None:
-        """Forget images whose caller is gone; answer and forget those whose time is up."""
-        for lane, item in [(lane, item) for lane, items in self._lanes.items() for item in items]:
-            expired = item.deadline is not None and item.deadline <= now
-            if item.answer.done():  # cancelled a moment ago: `submit` has not had its turn to remove it
-                self._remove(lane, item)
-            elif expired:
-                self._remove(lane, item)
-                waited_ms = (now - item.arrived) * 1000
-                item.answer.set_exception(
-                    DeadlineTooShortError(f"too little time is left after {waited_ms:.0f} ms in the queue: allow more")
-                )
+        return has_room and lane[1] == "interactive" and self._lanes.first(lane).on_one_core
 
     def _run_next(self, execution: _Execution) -> None:
         """Hand the next of its batches to a thread; without one it is over."""
@@ -424,20 +364,12 @@ class Batcher:
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._workers, thread_name_prefix="runner")
 
-    def _set_depth(self, depth: int) -> None:
-        self._depth = depth
-        self._tell_depth()
-
     def _tell_depth(self) -> None:
         if self._on_depth:
             self._on_depth(self.depth)
 
 
-def _is_on_one_core(item: _Item) -> bool:
-    return item.beside is item.run
-
-
-def _fail(items: list[_Item], error: Exception) -> None:
+def _fail(items: list[Item], error: Exception) -> None:
     for item in items:
         if not item.answer.done():
             item.answer.set_exception(error)

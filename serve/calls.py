@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serve.batcher import Priority
 from serve.interceptors import code_from_error, code_of_cancellation
+from serve.lanes import Priority
 from serve.metrics import Metrics
 from serve.requests import MAX_REQUEST_ID
 from weakseg.errors import WeaksegError

@@ -13,7 +13,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from serve.batcher import Priority
+from serve.lanes import Priority
 
 
 class ImageMemory:

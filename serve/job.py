@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.batcher import Priority
+from serve.lanes import Priority
 from weakseg.errors import DeadlineTooShortError
 from weakseg.model import Model, Request
 from weakseg.result import Result

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from serve.batcher import Priority
 from serve.inference import grpc_inference_service_pb2 as oip
+from serve.lanes import Priority
 from serve.requests import MAX_REQUEST_ID, RANGES
 from weakseg.errors import InvalidRequestError, OutputUnsupportedError, UnknownClassError
 from weakseg.model import REFINEMENTS, Decoded, Model, Refinement, Request

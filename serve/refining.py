@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from threading import Event
 from typing import Any, TypeVar
 
-from serve.batcher import Priority
+from serve.lanes import Priority
 from weakseg import crf
 from weakseg.stopping import Check, StoppedError
 

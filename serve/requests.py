@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.batcher import Priority
 from serve.encode import KIND_NAMES, REFINEMENT_NAMES, check_mask_encoding
+from serve.lanes import Priority
 from weakseg.cam import threshold_from_alpha
 from weakseg.classes import ClassTable
 from weakseg.errors import ImageError, InvalidRequestError, UnknownClassError
@@ -94,7 +94,8 @@ def request_from_message(message: pb.SegmentRequest, model: Model) -> Request:
 
 
 def image_from_message(image: pb.Image) -> bytes | NDArray[np.uint8]:
-    """The encoded file, or (H, W, 3) uint8. For a thread: the bytes of a message are copied each time they are read.
+    """The encoded file, or (H, W, 3) uint8. For a thread, unless it is small: the bytes of a
+    message are copied each time they are read.
 
     Raises:
         InvalidRequestError: raw pixels that are not as many as they should be.

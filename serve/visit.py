@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Execution:
-    """Of one graph, for one image of this (height, width). started: on the clock of `time.monotonic`."""
+    """Of one graph, for images of this shape. started: on the clock of `time.monotonic`."""
 
     graph: str
     shape: tuple[int, ...]
@@ -77,16 +77,16 @@ class Visit(Generic[T]):
                 raise
 
     def _go(self, is_alone: Callable[[], bool]) -> T:
-        began = monotonic()
+        queue_s = monotonic() - self._arrived
+        if self.job.trace is not None:
+            self.job.trace.stage("queue", self._arrived, queue_s)
         held = [self._steps.decode(self.job)]
         self._check(held[0])
         if self._latest is not None and self._latest <= monotonic():
             raise DeadlineTooShortError("too little time is left after decoding: allow more")
         runs: Runs = {}
         for graph in self.job.model.graphs_for(self.job.request):
-            runs[graph] = self._run(graph, held[0], is_alone(), began - self._arrived if not runs else 0.0)
-        if self.job.trace is not None:
-            self.job.trace.stage("queue", self._arrived, began - self._arrived)
+            runs[graph] = self._run(graph, held[0], is_alone(), 0.0 if runs else queue_s)
         self._steps.count_runs(self.job, runs)
         return self._steps.answer(self.job, held, runs, [], self._then)
 

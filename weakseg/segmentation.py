@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ from weakseg.cam import check_cells, upsample, upsample_one
 from weakseg.classes import mask_dtype
 from weakseg.errors import DataError
 from weakseg.recipe import CrfConfig
-from weakseg.upsampled_argmax import upsampled_argmax
+from weakseg.upsampled_argmax import argmax_into, upsampled_argmax
 
 LEAST_PROBABILITY = 0.01
 
@@ -36,13 +37,9 @@ def labels_from_logits(
     check_cells(logits, in_height, in_width)
     if (height, width) != (in_height, in_width):
         return upsampled_argmax(logits, height, width, in_height, in_width)
-    first, *others = _contenders(logits)
-    labels = np.full((height, width), first, dtype=mask_dtype(len(logits) - 1))
-    best = upsample_one(logits[first], height, width, in_height, in_width)
-    for channel in others:
-        value = upsample_one(logits[channel], height, width, in_height, in_width)
-        np.copyto(labels, channel, where=value > best)
-        np.maximum(best, value, out=best)
+    labels = np.empty((height, width), dtype=mask_dtype(len(logits) - 1))
+    whole = partial(upsample_one, height=height, width=width, in_height=in_height, in_width=in_width)
+    argmax_into(labels, logits, _contenders(logits), whole)
     return labels
 
 

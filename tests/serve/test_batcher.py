@@ -384,7 +384,7 @@ def test_what_is_on_one_core_is_not_alone_and_as_many_as_workers_are_handed_over
         tasks = [submit_on_one_core(batcher, i, gate) for i in range(6)]
         await until(lambda: len(gate.sizes) == 2)
         await until(lambda: batcher.inside == 6)
-        assert (batcher.depth, batcher._depth) == (4, 2), "two wait in the threads' queue"
+        assert (batcher.depth, batcher._lanes.depth) == (4, 2), "two wait in the threads' queue"
         gate.event.set()
         await asyncio.gather(*tasks)
         assert batcher.depth == batcher.inside == 0
@@ -404,7 +404,7 @@ def test_what_is_handed_over_ahead_was_next_and_is_never_bulk():
         await asyncio.sleep(0)
         tasks.append(submit_on_one_core(batcher, 4, gate))
         await until(lambda: batcher.depth == 4)
-        assert batcher._depth == 4, "the first of these is not on one core"
+        assert batcher._lanes.depth == 4, "the first of these is not on one core"
         gate.event.set()
         await asyncio.gather(*tasks)
 
@@ -419,9 +419,9 @@ def test_who_leaves_before_a_thread_has_begun_makes_room_for_the_next():
         first = submit_on_one_core(batcher, 0, gate)
         await until(lambda: gate.values == [[0]])
         gone, waits = submit_on_one_core(batcher, 1, gate), submit_on_one_core(batcher, 2, gate)
-        await until(lambda: (batcher.depth, batcher._depth) == (2, 1))
+        await until(lambda: (batcher.depth, batcher._lanes.depth) == (2, 1))
         gone.cancel()
-        await until(lambda: (batcher.depth, batcher._depth) == (1, 0))
+        await until(lambda: (batcher.depth, batcher._lanes.depth) == (1, 0))
         gate.event.set()
         await asyncio.gather(first, waits)
 
@@ -484,7 +484,7 @@ def test_a_caller_that_leaves_as_its_time_ends_does_no_harm():
         # Both are cancelled and have not been told yet when the next batch is put together.
         late.cancel()
         gone.cancel()
-        batcher._drop_dead(monotonic())
+        batcher._lanes.drop_dead(monotonic())
         assert batcher.depth == 0
         gate.event.set()
         await first
