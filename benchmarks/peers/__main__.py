@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import weakseg
@@ -30,6 +31,7 @@ from weakseg.files import write_json_atomic
 from weakseg.manifest import SEGMENTATION
 
 N_IMAGES = 3
+BARE_S = 2.0  # before each server, and after
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for turn in range(args.rounds):
         for model in args.models:
             folder = args.out / model
-            if model == INFER:
-                bare(folder / f"round-{turn}", model_folder(model, args.out / "models"), args.seconds)
             for peer in peers:
                 for setting in settings(peer, folder, turn):
                     missed |= not one(peer, setting, model, folder / f"round-{turn}", args)
@@ -83,6 +83,7 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
     bundle = model_folder(model, args.out / "models")
     print(f"{time.strftime('%H:%M:%S')} {folder.name} {model}: {peer.name}, {setting}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
+    before = bare(bundle)
     try:
         result = measured(
             peer,
@@ -99,6 +100,7 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
         return False
     about = {"peer": peer.name, "api": peer.api, "setting": setting, "versions": versions(peer)}
     about |= {"install_mib": install_mib(peer), "seconds": args.seconds, "commit": git_commit()}
+    about |= {"bare_rate": mean((before, bare(bundle)))}
     write_json_atomic(file, about | result)
     rates = ", ".join(f"{at['rate']:.1f} at {n}" for n, at in result["closed"].items())
     rates += f"; {lost} of calls failed" if (lost := failed(result)) else ""
@@ -106,12 +108,9 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
     return True
 
 
-def bare(folder: Path, bundle: Path, seconds: float) -> None:
-    """The same work in a loop without a server, as benchmarks.serving has it."""
-    if not (folder / "bare.json").is_file():
-        graph, image = bundle / f"{SEGMENTATION}.onnx", serving.photograph()
-        rate = max(serving.bare_rate(graph, image, seconds, by_image) for by_image in (True, False))
-        write_json_atomic(folder / "bare.json", {"rate": rate})
+def bare(bundle: Path) -> float:
+    """Images/s of the same work in a loop without a server, a thread a core: how fast the machine is right now."""
+    return serving.bare_rate(bundle / f"{SEGMENTATION}.onnx", serving.photograph(), BARE_S, by_image=True)
 
 
 def expected(bundle: Path) -> dict[bytes, Any]:

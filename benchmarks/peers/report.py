@@ -22,9 +22,12 @@ Result = dict[str, Any]
 def report(folder: Path, pictures: Path | None) -> None:
     """folder: where the rounds are. pictures: where to draw, if at all; what was not measured is left out."""
     found = {model: results(folder / model) for model in (INFER, *PATHS)}
-    ours_and_peers(found[INFER], [*folder.glob(f"{INFER}/round-*/bare.json")])
+    ours_and_peers(found[INFER])
     for model in PATHS:
         path_bound(model, found[model])
+    for model, measured in found.items():
+        if measured:
+            machine(model, [read["bare_rate"] for read in rounds(folder / model)])
     for model, measured in found.items():
         if measured:
             print(f"\n{model}\n\n{table(measured)}")
@@ -38,10 +41,15 @@ def report(folder: Path, pictures: Path | None) -> None:
 
 def results(folder: Path) -> list[Result]:
     """Medians over the rounds, for each server and setting."""
-    files: dict[str, list[Result]] = defaultdict(list)
-    for file in sorted(folder.glob("round-*/*-*.json")):
-        files[file.stem].append(json.loads(file.read_text()))
-    return [medians(each) for each in files.values()]
+    by_server: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for start in rounds(folder):
+        by_server[start["peer"], start["setting"]].append(start)
+    return [medians(each) for each in by_server.values()]
+
+
+def rounds(folder: Path) -> list[Result]:
+    """What was found at each start of a server."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("round-*/*-*.json"))]
 
 
 def medians(rounds: list[Any]) -> Any:
@@ -64,7 +72,12 @@ def fastest(measured: Iterable[Result], n: int) -> dict[str, Result]:
     return best
 
 
-def ours_and_peers(measured: list[Result], bare: list[Path]) -> None:
+def machine(model: str, bare: list[float]) -> None:
+    """How even the machine was: images/s of the loop without a server, beside each start."""
+    print(f"bare loop, {model}: {median(bare):.3g} images/s, {min(bare):.3g} to {max(bare):.3g} at {len(bare)} starts")
+
+
+def ours_and_peers(measured: list[Result]) -> None:
     for n in callers_of(measured):
         at = fastest(measured, n)
         rates = {name: rate(n)(result) for name, result in at.items() if PEERS[name].checked}
@@ -75,9 +88,8 @@ def ours_and_peers(measured: list[Result], bare: list[Path]) -> None:
             line(f"serving.vs_peer.{name}.c{n}", ours, its, unit="images/s")
         if rates:
             line(f"serving.vs_best_peer.c{n}", ours, max(rates.values()), unit="images/s", goal=GOALS["vs_best"])
-        if bare:
-            loop = median(json.loads(file.read_text())["rate"] for file in bare)
-            line(f"serving.vs_bare.c{n}", ours, loop, unit="images/s", goal=GOALS["vs_bare"] if n == AT else None)
+        loop = at[OURS.name]["bare_rate"]
+        line(f"serving.vs_bare.c{n}", ours, loop, unit="images/s", goal=GOALS["vs_bare"] if n == AT else None)
     at = {name: result for name, result in fastest(measured, AT).items() if PEERS[name].checked}
     ours_at = at.pop(OURS.name, None)
     if ours_at is None or not at:
@@ -127,7 +139,8 @@ def table(measured: list[Result]) -> str:
     by_callers = {n: fastest(measured, n) for n in callers}
     said = by_callers.get(AT, {})
     loads = sorted({times for result in measured for times in result["open"]}, key=int)
-    head = ["server", "version", "API", "setting", *(f"{n}" for n in callers), f"p50 at {AT}, ms", "p99, ms"]
+    head = ["server", "version", "API", "setting", *(f"{n}" for n in callers)]
+    head += [f"of bare at {AT}", f"p50 at {AT}, ms", "p99, ms"]
     head += [f"goodput {times}x" for times in loads]
     head += ["failed", "CPU, us", "idle, MiB", "ready, s", "installed, MiB"]
     rows = [head, ["---"] * len(head)]
@@ -136,6 +149,7 @@ def table(measured: list[Result]) -> str:
         version = result["versions"].get(PEERS[name].package, "")
         row = [name, version, result["api"], result["setting"]]
         row += [f"{rate(n)(by_callers[n][name]):.1f}" if name in by_callers[n] else "" for n in callers]
+        row += [f"{rate(AT)(result) / result['bare_rate']:.2f}"]
         row += [f"{1000 * at['p50_s']:.0f}", f"{1000 * at['p99_s']:.0f}"]
         row += [f"{opened[times]['rate']:.1f}" if times in opened else "" for times in loads]
         row += [failed(result), f"{at['cpu_us']:.0f}", f"{result['idle_mib']:.0f}", f"{result['start_to_ready_s']:.1f}"]
