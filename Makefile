@@ -167,6 +167,7 @@ $(PEERS): Makefile
 
 bench-peers: $(STAMP) $(PEERS)  ## ours beside Triton, TorchServe, BentoML, LitServe, MLServer, KServe, Ray Serve (docs/benchmarks.md); needs Java, h2load; hours
 	$(BIN)/python -m benchmarks.peers --pictures docs/images
+	$(BIN)/python -m benchmarks.peers.pairs
 	$(BIN)/python -m benchmarks.peers.stages
 	$(BIN)/python -m benchmarks.peers.second_client
 

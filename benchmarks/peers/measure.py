@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.load import Load, ask, closed_loop, open_loop
+from benchmarks.load import Load, Service, ask, closed_loop, open_loop
 from benchmarks.peers.peers import OURS, ROOT, Peer, Setting
 from benchmarks.peers.processes import cpu_seconds, free_port, memory_mib, running
 from weakseg.tolerance import FP32
@@ -32,27 +34,27 @@ class PeerError(Exception):
     """A server that does not start, or does not answer as ours does."""
 
 
-def measured(
-    peer: Peer,
-    setting: Setting,
-    bundle: Path,
-    images: Mapping[bytes, Any],
-    *,
-    seconds: float,
-    callers: Sequence[int] = CALLERS,
-    loads: Sequence[int] = LOADS,
-    log: Path,
-) -> dict[str, Any]:
-    """What one start of a server gives.
+@dataclass(frozen=True)
+class Server:
+    """One that has answered. requests: what it is asked, in its own form."""
+
+    service: Service
+    requests: tuple[bytes, ...]
+    start_to_ready_s: float
+
+
+@contextmanager
+def started(peer: Peer, setting: Setting, bundle: Path, images: Mapping[bytes, Any], log: Path) -> Iterator[Server]:
+    """A server whose answers to these images are as ours has them; it is ended when the block is left.
 
     Args:
         images: JPEG files and the label maps that ours makes of them.
-        seconds: of each measurement.
-        loads: of calls that come by themselves; none where the callers would be the bound.
         log: what the server says goes here.
+    Raises:
+        PeerError: it does not start, or answers something else.
     """
     port = free_port()
-    requests = [peer.request(image) for image in images]
+    requests = tuple(peer.request(image) for image in images)
     env = {
         "PEER_BUNDLE": str(bundle.resolve()),
         "PEER_PORT": str(port),
@@ -72,23 +74,43 @@ def measured(
             if peer.checked:
                 for answer, labels in zip(answers, images.values(), strict=True):
                     check(peer.name, answer, labels)
-            at_rest = _cores_used()  # some look for work all the time
-            result: dict[str, Any] = {"start_to_ready_s": start_s, "idle_mib": memory_mib(), "idle_cores": at_rest}
-            result |= {"closed": {}, "open": {}}
-            for n in callers:
-                before = cpu_seconds()
-                load = closed_loop(service, *requests, callers=n, seconds=seconds)
-                spent, answered = cpu_seconds() - before, load.codes["OK"] + load.warmed_up
-                if not load.answered_s:
-                    raise PeerError(
-                        f"expected answers of {peer.name} to {n} callers, got {dict(load.codes)}: see {log}"
-                    )
-                result["closed"][str(n)] = {**_said(load), "cpu_us": 1e6 * spent / answered}
-            for times in loads:
-                _until_idle(at_rest)
-                rate = times * result["closed"][str(CAPACITY_AT)]["rate"]
-                load = open_loop(service, *requests, rate=rate, seconds=2 * seconds, timeout_s=DEADLINE_S)
-                result["open"][str(times)] = {**_said(load), "offered": rate}
+            yield Server(service, requests, start_s)
+
+
+def measured(
+    peer: Peer,
+    setting: Setting,
+    bundle: Path,
+    images: Mapping[bytes, Any],
+    *,
+    seconds: float,
+    callers: Sequence[int] = CALLERS,
+    loads: Sequence[int] = LOADS,
+    log: Path,
+) -> dict[str, Any]:
+    """What one start of a server gives.
+
+    Args:
+        seconds: of each measurement.
+        loads: of calls that come by themselves; none where the callers would be the bound.
+        images, log: as in `started`, and so is what is raised.
+    """
+    with started(peer, setting, bundle, images, log) as server:
+        at_rest = _cores_used()  # some look for work all the time
+        result: dict[str, Any] = {"start_to_ready_s": server.start_to_ready_s}
+        result |= {"idle_mib": memory_mib(), "idle_cores": at_rest, "closed": {}, "open": {}}
+        for n in callers:
+            before = cpu_seconds()
+            load = closed_loop(server.service, *server.requests, callers=n, seconds=seconds)
+            spent, answered = cpu_seconds() - before, load.codes["OK"] + load.warmed_up
+            if not load.answered_s:
+                raise PeerError(f"expected answers of {peer.name} to {n} callers, got {dict(load.codes)}: see {log}")
+            result["closed"][str(n)] = {**_said(load), "cpu_us": 1e6 * spent / answered}
+        for times in loads:
+            _until_idle(at_rest)
+            rate = times * result["closed"][str(CAPACITY_AT)]["rate"]
+            load = open_loop(server.service, *server.requests, rate=rate, seconds=2 * seconds, timeout_s=DEADLINE_S)
+            result["open"][str(times)] = {**_said(load), "offered": rate}
     return result
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.load import segment_request
-from benchmarks.peers import peers, stages
+from benchmarks.peers import pairs, peers, stages
 from benchmarks.peers.__main__ import expected, main, settings
 from benchmarks.peers.http import Http
 from benchmarks.peers.measure import PeerError, check, measured
@@ -74,6 +74,17 @@ def test_ours_is_measured(tmp_path):
     )
     assert set(found["closed"]["4"]["codes"]) == {"OK"}
     assert found["open"]["4"]["offered"] == 4 * found["closed"]["16"]["rate"]
+
+
+def test_two_that_are_up_are_asked_in_turns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pairs, "OURS", here(PEERS["echo_grpc"]))
+    monkeypatch.setattr(pairs, "expected", lambda bundle: {b"one": None})
+    with pairs.both(here(PEERS["echo_http"]), "defaults", tmp_path) as (ours, its):
+        pairs.compare("name", ours, its, callers=4, pairs=2, seconds=0.2, goal=1.0)
+    first, second = capsys.readouterr().out.splitlines()
+    assert json.loads(first)["name"] == "name" and 0 < json.loads(first)["ours"] < 100
+    assert "images/s; half of 2 pairs " in second
+    assert cpu_seconds() == 0, "a process of theirs is left"
 
 
 def test_a_server_that_does_not_start(tmp_path):

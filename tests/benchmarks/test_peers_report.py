@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.peers.charts import Chart, Curve, svg
+from benchmarks.peers.pairs import closest
 from benchmarks.peers.peers import PEERS
 from benchmarks.peers.report import failed, fastest, medians, report, results, table
 
@@ -44,6 +45,17 @@ def test_the_fastest_setting_counts(tmp_path):
     assert {result["setting"]: result["closed"]["16"]["rate"] for result in found} == {"workers": 80, "threads": 120}
     assert fastest(found, 16)["triton"]["setting"] == "threads"
     assert fastest(found, 64) == {}
+
+
+def test_the_closest_at_each_number_of_callers():
+    found = [measured("weakseg", factor=9), measured("echo_grpc", factor=99), measured("litserve", "threads", 2)]
+    found += [measured("kserve", factor=3), measured("mlserver", factor=2), measured("litserve", "workers", 1)]
+    found[4]["closed"]["16"]["rate"] = 500
+    assert closest(found, [1, 16]) == {
+        ("kserve", "workers"): [1],
+        ("mlserver", "workers"): [16],
+        ("litserve", "threads"): [1, 16],
+    }
 
 
 def lines(capsys):

@@ -1,0 +1,93 @@
+"""Ours beside the closest of the others, both up, asked in turns: `python -m benchmarks.peers.pairs`.
+
+On a machine whose speed changes from minute to minute a server's turn in a round says as much of the minute as of the
+server. Here the two of a pair are measured within seconds of each other, and what counts is the median of the pairs'
+ratios. Which they are is read from the rounds of `python -m benchmarks.peers`: at each number of callers the fastest
+that speaks gRPC and the fastest that speaks HTTP, with the setting that was fastest.
+
+serving.pairs.<model>.<server>.c<callers>   images/s of ours over its
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+
+from benchmarks.line import line
+from benchmarks.load import closed_loop
+from benchmarks.peers.__main__ import expected
+from benchmarks.peers.measure import Server, started
+from benchmarks.peers.models import model_folder
+from benchmarks.peers.peers import OURS, PEERS, SETTINGS, Peer
+from benchmarks.peers.report import AT, GOALS, INFER, PATHS, Result, callers_of, fastest, rate, results
+
+PAIRS = 6
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.pairs", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=[INFER, *PATHS], default=[INFER, *PATHS])
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--rounds", type=Path, default=Path("runs/bench-peers"), help="what benchmarks.peers has left")
+    args = parser.parse_args(argv)
+    for model in args.models:
+        found = results(args.rounds / model)
+        bundle = model_folder(model, args.rounds / "models")
+        for (name, setting), callers in closest(found, callers_of(found) if model == INFER else [AT]).items():
+            peer = PEERS[name]
+            goal = GOALS["vs_best"] if model == INFER else GOALS[peer.api]
+            with both(peer, setting, bundle) as (ours, its):
+                for n in callers:
+                    compare(f"serving.pairs.{model}.{name}.c{n}", ours, its, n, args.pairs, args.seconds, goal)
+    return 0
+
+
+def closest(found: list[Result], callers: Sequence[int]) -> dict[tuple[str, str], list[int]]:
+    """(server, setting) -> the numbers of callers at which none that speaks the same is faster."""
+    chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for n in callers:
+        others = [r for r in fastest(found, n).values() if r["peer"] != OURS.name and PEERS[r["peer"]].checked]
+        for api in ("gRPC", "HTTP"):
+            if those := [result for result in others if result["api"] == api]:
+                best = max(those, key=rate(n))
+                chosen[best["peer"], best["setting"]].append(n)
+    return dict(chosen)
+
+
+@contextmanager
+def both(peer: Peer, setting: str, bundle: Path) -> Iterator[tuple[Server, Server]]:
+    """Ours and the other."""
+    images = expected(bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        with (
+            started(OURS, SETTINGS["defaults"], bundle, images, logs / "ours.log") as ours,
+            started(peer, SETTINGS[setting], bundle, images, logs / "its.log") as its,  # when it ends, both are ended
+        ):
+            yield ours, its
+
+
+def compare(name: str, ours: Server, its: Server, callers: int, pairs: int, seconds: float, goal: float) -> None:
+    """Print the median of the ratios, and what half of them lie between."""
+    rates: dict[Server, list[float]] = {ours: [], its: []}
+    for i in range(pairs):
+        for server in (ours, its) if i % 2 else (its, ours):
+            load = closed_loop(server.service, *server.requests, callers=callers, seconds=seconds)
+            rates[server].append(load.rate)
+    ratios = [a / b for a, b in zip(rates[ours], rates[its], strict=True)]
+    line(name, median(ratios), unit="ratio", goal=goal)
+    low, _, high = quantiles(ratios, n=4)
+    print(
+        f"  {median(rates[ours]):.4g}, {median(rates[its]):.4g} images/s; half of {pairs} pairs {low:.2f} to {high:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
