@@ -17,9 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
 
-from benchmarks.line import line
+from benchmarks.line import line_of_pairs
 from benchmarks.load import closed_loop
 from benchmarks.peers.__main__ import expected
 from benchmarks.peers.measure import Server, started
@@ -75,18 +74,12 @@ def both(peer: Peer, setting: str, bundle: Path) -> Iterator[tuple[Server, Serve
 
 
 def compare(name: str, ours: Server, its: Server, callers: int, pairs: int, seconds: float, goal: float) -> None:
-    """Print the median of the ratios, and what half of them lie between."""
     rates: dict[Server, list[float]] = {ours: [], its: []}
     for i in range(pairs):
         for server in (ours, its) if i % 2 else (its, ours):
             load = closed_loop(server.service, *server.requests, callers=callers, seconds=seconds)
             rates[server].append(load.rate)
-    ratios = [a / b for a, b in zip(rates[ours], rates[its], strict=True)]
-    line(name, median(ratios), unit="ratio", goal=goal)
-    low, _, high = quantiles(ratios, n=4)
-    print(
-        f"  {median(rates[ours]):.4g}, {median(rates[its]):.4g} images/s; half of {pairs} pairs {low:.2f} to {high:.2f}"
-    )
+    line_of_pairs(name, rates[ours], rates[its], unit="images/s", goal=goal)
 
 
 if __name__ == "__main__":

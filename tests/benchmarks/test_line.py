@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.line import line
+from benchmarks.line import line, line_of_pairs
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,9 @@ def test_the_line_says_where_it_comes_from(capsys):
     assert list(result) == ["name", "ours", "peer", "ratio", "unit", "cost", "goal", "machine", "commit"]
     assert " x " in result["machine"]
     assert len(result["commit"].removesuffix("-dirty")) >= 7
+
+
+def test_pairs_are_compared_one_by_one(capsys):
+    result = line_of_pairs("serving.test", [10.0, 40.0, 33.0], [10.0, 50.0, 30.0], unit="images/s", goal=1.5)
+    assert (result["ours"], result["peer"], result["ratio"], result["half"]) == (33.0, 30.0, 1.0, [0.9, 1.05])
+    assert json.loads(capsys.readouterr().out) == result
