@@ -1,9 +1,9 @@
-"""Ours beside the closest of the others, both up, asked in turns: `python -m benchmarks.peers.pairs`.
+"""Ours beside one of the others, both up, asked in turns: `python -m benchmarks.peers.pairs`.
 
 On a machine whose speed changes from minute to minute a server's turn in a round says as much of the minute as of the
 server. Here the two of a pair are measured within seconds of each other, and what counts is the median of the pairs'
-ratios. Which they are is read from the rounds of `python -m benchmarks.peers`: at each number of callers the fastest
-that speaks gRPC and the fastest that speaks HTTP, with the setting that was fastest.
+ratios. Settings are those that were fastest in the rounds of `python -m benchmarks.peers`: of every server at 16
+callers, of the network at 1, 4 and 64 those of the fastest that speaks gRPC and the fastest that speaks HTTP.
 
 serving.pairs.<model>.<server>.c<callers>   images/s of ours over its
 """
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for model in args.models:
         found = results(args.rounds / model)
         bundle = model_folder(model, args.rounds / "models")
-        for (name, setting), callers in closest(found, callers_of(found) if model == INFER else [AT]).items():
+        for (name, setting), callers in rivals(found, callers_of(found) if model == INFER else [AT]).items():
             peer = PEERS[name]
             goal = GOALS["vs_best"] if model == INFER else GOALS[peer.api]
             with both(peer, setting, bundle) as (ours, its):
@@ -48,15 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def closest(found: list[Result], callers: Sequence[int]) -> dict[tuple[str, str], list[int]]:
-    """(server, setting) -> the numbers of callers at which none that speaks the same is faster."""
+def rivals(found: list[Result], callers: Sequence[int]) -> dict[tuple[str, str], list[int]]:
+    """(server, setting) -> the numbers of callers to compare it at: AT of every server, others of the fastest only."""
     chosen: dict[tuple[str, str], list[int]] = defaultdict(list)
     for n in callers:
         others = [r for r in fastest(found, n).values() if r["peer"] != OURS.name and PEERS[r["peer"]].checked]
-        for api in ("gRPC", "HTTP"):
-            if those := [result for result in others if result["api"] == api]:
-                best = max(those, key=rate(n))
-                chosen[best["peer"], best["setting"]].append(n)
+        others.sort(key=rate(n), reverse=True)
+        of_api = {result["api"]: result for result in reversed(others)}
+        for result in others if n == AT else of_api.values():
+            chosen[result["peer"], result["setting"]].append(n)
     return dict(chosen)
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.peers.charts import Chart, Curve, svg
-from benchmarks.peers.pairs import closest
+from benchmarks.peers.pairs import rivals
 from benchmarks.peers.peers import PEERS
 from benchmarks.peers.report import failed, fastest, medians, report, results, table
 
@@ -47,12 +47,11 @@ def test_the_fastest_setting_counts(tmp_path):
     assert fastest(found, 64) == {}
 
 
-def test_the_closest_at_each_number_of_callers():
+def test_pairs_are_of_all_at_16_callers_and_of_the_closest_at_others():
     found = [measured("weakseg", factor=9), measured("echo_grpc", factor=99), measured("litserve", "threads", 2)]
     found += [measured("kserve", factor=3), measured("mlserver", factor=2), measured("litserve", "workers", 1)]
-    found[4]["closed"]["16"]["rate"] = 500
-    assert closest(found, [1, 16]) == {
-        ("kserve", "workers"): [1],
+    assert rivals(found, [1, 16]) == {
+        ("kserve", "workers"): [1, 16],
         ("mlserver", "workers"): [16],
         ("litserve", "threads"): [1, 16],
     }
