@@ -90,8 +90,11 @@ def _logarithmic(values: Sequence[float]) -> tuple[list[float], Callable[[float]
 
 
 def _apart(ends: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]]:
-    """From top to bottom, none over another."""
-    placed: list[tuple[float, str, str]] = []
-    for y, name, colour in sorted(ends):
-        placed.append((max(y, placed[-1][0] + LINE) if placed else y, name, colour))
-    return placed
+    """From top to bottom, none over another and none below the axis while there is room above."""
+    order = sorted(ends)
+    ys: list[float] = []
+    for y, *_ in order:
+        ys.append(max(y, ys[-1] + LINE) if ys else y)
+    lowest = HEIGHT - BOTTOM - LINE * (len(ys) - 1)
+    ys = [min(y, max(lowest, TOP) + LINE * i) for i, y in enumerate(ys)]
+    return [(y, name, colour) for y, (_, name, colour) in zip(ys, order, strict=True)]

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import pytest
 
@@ -118,6 +119,14 @@ def test_charts_are_well_formed_and_names_apart():
             for v in p.split(",")
         ]
         assert all(0 <= value <= 380 for value in numbers)
+
+
+def test_names_of_curves_that_end_low_stay_above_the_axis():
+    curves = [Curve(f"name {i}", [1.0, 0.1 * (i > 6)]) for i in range(8)]
+    root = ElementTree.fromstring(svg([Chart("a", "load", "images/s", ["1x", "4x"], curves, False)]))
+    texts = {text.text: float(text.get("y")) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    ys = sorted(y for text, y in texts.items() if text.startswith("name"))
+    assert ys[-1] < texts["4x"] - 6 and all(b - a >= 12 for a, b in pairwise(ys))
 
 
 def test_a_table_without_open_loops():
