@@ -18,19 +18,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import weakseg
 from benchmarks import serving
 from benchmarks.peers.measure import CALLERS, LOADS, PeerError, install_mib, measured, versions
-from benchmarks.peers.models import MODELS, model_folder
+from benchmarks.peers.models import MODELS, expected, model_folder
 from benchmarks.peers.peers import PEERS, SETTINGS, Peer
 from benchmarks.peers.report import INFER, failed, report
 from weakseg.environment import git_commit
 from weakseg.files import write_json_atomic
 from weakseg.manifest import SEGMENTATION
 
-N_IMAGES = 3
 BARE_S = 2.0  # before each server, and after
 
 
@@ -111,12 +108,6 @@ def one(peer: Peer, setting: str, model: str, folder: Path, args: argparse.Names
 def bare(bundle: Path) -> float:
     """Images/s of the same work in a loop without a server, a thread a core: how fast the machine is right now."""
     return serving.bare_rate(bundle / f"{SEGMENTATION}.onnx", serving.photograph(), BARE_S, by_image=True)
-
-
-def expected(bundle: Path) -> dict[bytes, Any]:
-    """Photographs and their label maps, as ours has them without a server."""
-    model = weakseg.load(bundle)
-    return {image: model.segment(image).mask for image in map(serving.photograph, range(N_IMAGES))}
 
 
 if __name__ == "__main__":

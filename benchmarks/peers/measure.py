@@ -36,11 +36,22 @@ class PeerError(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """One that has answered. requests: what it is asked, in its own form."""
+    """One that has answered. requests: what it is asked, in its own form. log: what it says goes there."""
 
+    name: str
     service: Service
     requests: tuple[bytes, ...]
     start_to_ready_s: float
+    log: Path
+
+    def closed_loop(self, callers: int, seconds: float) -> Load:
+        """Raises PeerError: no call was answered."""
+        load = closed_loop(self.service, *self.requests, callers=callers, seconds=seconds)
+        if not load.answered_s:
+            raise PeerError(
+                f"expected answers of {self.name} to {callers} callers, got {dict(load.codes)}: see {self.log}"
+            )
+        return load
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def started(peer: Peer, setting: Setting, bundle: Path, images: Mapping[bytes, A
             if peer.checked:
                 for answer, labels in zip(answers, images.values(), strict=True):
                     check(peer.name, answer, labels)
-            yield Server(service, requests, start_s)
+            yield Server(peer.name, service, requests, start_s, log)
 
 
 def measured(
@@ -101,10 +112,8 @@ def measured(
         result |= {"idle_mib": memory_mib(), "idle_cores": at_rest, "closed": {}, "open": {}}
         for n in callers:
             before = cpu_seconds()
-            load = closed_loop(server.service, *server.requests, callers=n, seconds=seconds)
+            load = server.closed_loop(n, seconds)
             spent, answered = cpu_seconds() - before, load.codes["OK"] + load.warmed_up
-            if not load.answered_s:
-                raise PeerError(f"expected answers of {peer.name} to {n} callers, got {dict(load.codes)}: see {log}")
             result["closed"][str(n)] = {**_said(load), "cpu_us": 1e6 * spent / answered}
         for times in loads:
             _until_idle(at_rest)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import weakseg
 from benchmarks import serving
 from weakseg import bundle
 from weakseg.manifest import SEGMENTATION
 
 FEATURES, PATCH = 128, 16
+N_IMAGES = 3
 
 
 def small(root: Path) -> Path:
@@ -75,3 +78,9 @@ def model_folder(name: str, root: Path) -> Path:
     """The bundle of one of MODELS, made below `root` unless it is there."""
     made = sorted((root / name).glob("*/1"))
     return made[0] if made else MODELS[name](root)
+
+
+def expected(bundle: Path) -> dict[bytes, Any]:
+    """Photographs and their label maps, as ours has them without a server."""
+    model = weakseg.load(bundle)
+    return {image: model.segment(image).mask for image in map(serving.photograph, range(N_IMAGES))}

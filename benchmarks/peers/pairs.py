@@ -11,18 +11,16 @@ serving.pairs.<model>.<server>.c<callers>   images/s of ours over its
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.line import line_of_pairs
-from benchmarks.load import closed_loop
-from benchmarks.peers.__main__ import expected
-from benchmarks.peers.measure import Server, started
-from benchmarks.peers.models import model_folder
+from benchmarks.peers.measure import PeerError, Server, started
+from benchmarks.peers.models import expected, model_folder
 from benchmarks.peers.peers import OURS, PEERS, SETTINGS, Peer
 from benchmarks.peers.report import AT, GOALS, INFER, PATHS, Result, callers_of, fastest, rate, results
 
@@ -36,16 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--rounds", type=Path, default=Path("runs/bench-peers"), help="what benchmarks.peers has left")
     args = parser.parse_args(argv)
+    if args.pairs < 2:
+        parser.error(f"expected 2 pairs or more, got {args.pairs}")
+    missed = False
     for model in args.models:
-        found = results(args.rounds / model)
-        bundle = model_folder(model, args.rounds / "models")
+        folder = args.rounds / model
+        found = results(folder)
+        if not found:
+            print(f"expected rounds in {folder}, got none: python -m benchmarks.peers first", file=sys.stderr)
+            return 2
         for (name, setting), callers in rivals(found, callers_of(found) if model == INFER else [AT]).items():
             peer = PEERS[name]
             goal = GOALS["vs_best"] if model == INFER else GOALS[peer.api]
-            with both(peer, setting, bundle) as (ours, its):
-                for n in callers:
-                    compare(f"serving.pairs.{model}.{name}.c{n}", ours, its, n, args.pairs, args.seconds, goal)
-    return 0
+            try:
+                with both(peer, setting, model_folder(model, args.rounds / "models"), folder / "pairs") as (ours, its):
+                    for n in callers:
+                        compare(f"serving.pairs.{model}.{name}.c{n}", ours, its, n, args.pairs, args.seconds, goal)
+            except PeerError as error:
+                print(f"  {error}", file=sys.stderr, flush=True)
+                missed = True
+    return 1 if missed else 0
 
 
 def rivals(found: list[Result], callers: Sequence[int]) -> dict[tuple[str, str], list[int]]:
@@ -61,26 +69,25 @@ def rivals(found: list[Result], callers: Sequence[int]) -> dict[tuple[str, str],
 
 
 @contextmanager
-def both(peer: Peer, setting: str, bundle: Path) -> Iterator[tuple[Server, Server]]:
-    """Ours and the other."""
+def both(peer: Peer, setting: str, bundle: Path, logs: Path) -> Iterator[tuple[Server, Server]]:
+    """Ours and the other. logs: the folder that what they say goes to."""
     images = expected(bundle)
-    with tempfile.TemporaryDirectory() as folder:
-        logs = Path(folder)
-        with (
-            started(OURS, SETTINGS["defaults"], bundle, images, logs / "ours.log") as ours,
-            started(peer, SETTINGS[setting], bundle, images, logs / "its.log") as its,  # when it ends, both are ended
-        ):
-            yield ours, its
+    logs.mkdir(parents=True, exist_ok=True)
+    with (
+        started(OURS, SETTINGS["defaults"], bundle, images, logs / f"{OURS.name}-beside-{peer.name}.log") as ours,
+        started(peer, SETTINGS[setting], bundle, images, logs / f"{peer.name}.log") as its,  # its end is that of both
+    ):
+        yield ours, its
 
 
 def compare(name: str, ours: Server, its: Server, callers: int, pairs: int, seconds: float, goal: float) -> None:
     rates: dict[Server, list[float]] = {ours: [], its: []}
     for i in range(pairs):
         for server in (ours, its) if i % 2 else (its, ours):
-            load = closed_loop(server.service, *server.requests, callers=callers, seconds=seconds)
-            rates[server].append(load.rate)
+            rates[server].append(server.closed_loop(callers, seconds).rate)
     line_of_pairs(name, rates[ours], rates[its], unit="images/s", goal=goal)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the servers that run are ended, too
     sys.exit(main())

@@ -32,7 +32,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], *, folder: Path, log: Path, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """One server at a time; when the block is left none of its processes is left.
+    """When the block is left none of the server's processes is left, nor any of one that was started around it.
 
     Args:
         folder: where it works. log: what it says goes here. env: beside this process's environment.

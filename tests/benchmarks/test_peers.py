@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from PIL import Image
 
 from benchmarks.load import segment_request
 from benchmarks.peers import pairs, peers, stages
-from benchmarks.peers.__main__ import expected, main, settings
+from benchmarks.peers.__main__ import main, settings
 from benchmarks.peers.http import Http
 from benchmarks.peers.measure import PeerError, check, measured
-from benchmarks.peers.models import model_folder
+from benchmarks.peers.models import expected, model_folder
 from benchmarks.peers.peers import OURS, PEERS, ROOT, SETTINGS, Peer
 from benchmarks.peers.processes import cpu_seconds, memory_mib, running
 from benchmarks.peers.second_client import h2load, refused
@@ -80,11 +81,33 @@ def test_ours_is_measured(tmp_path):
 def test_two_that_are_up_are_asked_in_turns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pairs, "OURS", here(PEERS["echo_grpc"]))
     monkeypatch.setattr(pairs, "expected", lambda bundle: {b"one": None})
-    with pairs.both(here(PEERS["echo_http"]), "defaults", tmp_path) as (ours, its):
+    with pairs.both(here(PEERS["echo_http"]), "defaults", tmp_path, tmp_path / "logs") as (ours, its):
         pairs.compare("name", ours, its, callers=4, pairs=2, seconds=0.2, goal=1.0)
     said = json.loads(capsys.readouterr().out)
     assert said["name"] == "name" and said["ours"] > 0 and said["half"][0] <= said["ratio"] <= said["half"][1]
     assert cpu_seconds() == 0, "a process of theirs is left"
+
+
+def test_pairs_need_rounds(tmp_path, capsys):
+    assert pairs.main(["--rounds", str(tmp_path)]) == 2
+    assert f"expected rounds in {tmp_path / 'network'}, got none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        pairs.main(["--pairs", "1"])
+
+
+def test_a_pair_that_does_not_start_leaves_the_others(tmp_path, monkeypatch, capsys):
+    echo = here(PEERS["echo_http"])
+    monkeypatch.setattr(pairs, "OURS", here(PEERS["echo_grpc"]))
+    monkeypatch.setattr(pairs, "PEERS", {"none_such": replace(echo, name="none_such"), "echo_http": echo})
+    monkeypatch.setattr(pairs, "expected", lambda bundle: {b"one": None})
+    monkeypatch.setattr(pairs, "results", lambda folder: ["a round"])
+    monkeypatch.setattr(pairs, "rivals", lambda *_: {(name, "workers"): [4] for name in pairs.PEERS})
+    asked = ["--models", "noop", "--rounds", str(tmp_path), "--pairs", "2", "--seconds", "0.2"]
+    assert pairs.main(asked) == 1
+    said = capsys.readouterr()
+    assert [json.loads(row)["name"] for row in said.out.splitlines()] == ["serving.pairs.noop.echo_http.c4"]
+    assert "none_such ended with exit code 1: see " in said.err
+    assert "none_such" in (tmp_path / "noop" / "pairs" / "none_such.log").read_text()
 
 
 def test_a_server_that_does_not_start(tmp_path):
